@@ -159,13 +159,13 @@ class Message:
         "text_sent", "topic", "ttl",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913 the public constructor of a value, keyword-only beyond three
+    def __init__(
         self,
         topic: str,
         message_type: str,
         body: bytes | str = b"",
         *,
-        id: bytes | str | None = None,  # noqa: A002 the field's standard name
+        id: bytes | str | None = None,
         properties: Mapping[str, str] = _NO_PROPERTIES,
         ttl: float | None = None,
         deliver_limit: int = DELIVER_LIMIT_MAX,
@@ -313,7 +313,9 @@ def parse_head(head: bytes) -> Head:
     if type(ttl_ms) is not int or not 1 <= ttl_ms <= TTL_MS_MAX:
         raise BadMessage("bad_limit", f"the TTL must be 1 to {TTL_MS_MAX} ms, not {ttl_ms!r}"[:200])
     if type(deliver_limit) is not int or not 1 <= deliver_limit <= DELIVER_LIMIT_MAX:
-        raise BadMessage("bad_limit", f"the deliver limit must be 1 to {DELIVER_LIMIT_MAX}, not {deliver_limit!r}"[:200])
+        raise BadMessage(
+            "bad_limit", f"the deliver limit must be 1 to {DELIVER_LIMIT_MAX}, not {deliver_limit!r}"[:200]
+        )
     if type(flags) is not int or not 0 <= flags <= FLAGS_KNOWN:
         raise BadMessage("bad_message", f"unknown message flags {flags!r}"[:200])
     return Head(topic, message_type, ttl_ms, deliver_limit, flags)

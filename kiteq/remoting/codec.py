@@ -25,7 +25,7 @@ _packer = msgpack.Packer(autoreset=True)
 
 def encode_packet(packet: Packet) -> bytes:
     """Return the frame of a packet. Call it from one thread only: the packer is shared."""
-    body = _packer.pack([TYPE_NUMBERS[type(packet)], *packet])
+    body: bytes = _packer.pack([TYPE_NUMBERS[type(packet)], *packet])
     if len(body) >= 1 << 32:
         raise LocalProtocolError(f"a {type(packet).__name__} of {len(body)} bytes does not fit a frame")
     return len(body).to_bytes(LENGTH_BYTES, "big") + body

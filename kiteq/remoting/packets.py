@@ -261,7 +261,9 @@ def _is_blobs(value: object) -> bool:
 
 
 def _is_ints(value: object) -> bool:
-    return type(value) is list and (not value or set(map(type, value)) == {int}) and all(0 <= i < 1 << 63 for i in value)
+    return (
+        type(value) is list and (not value or set(map(type, value)) == {int}) and all(0 <= i < 1 << 63 for i in value)
+    )
 
 
 def _is_texts(value: object) -> bool:
