@@ -1,0 +1,244 @@
+"""Histories: what producers and consumers saw, one JSON line an event, written outside the broker's folder.
+
+An operation is two events, its invocation and its outcome. One without an outcome, because the
+connection ended first, may have happened or not. Times are `time.monotonic()`, which all processes
+of one machine share, so histories of several processes are merged by time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+__all__ = [
+    "Bound",
+    "BrokerStarted",
+    "BrokerStopped",
+    "Delivered",
+    "Drained",
+    "Ended",
+    "Event",
+    "Extended",
+    "FinalDead",
+    "FinalGroup",
+    "History",
+    "Opened",
+    "PublishInvoked",
+    "PublishOk",
+    "PublishRefused",
+    "PublishUnknown",
+    "Run",
+    "SettleOk",
+    "Settling",
+    "read_histories",
+]
+
+
+class Run(NamedTuple):
+    """How the broker was started."""
+
+    at: float
+    ack_deadline: float
+
+
+class BrokerStarted(NamedTuple):
+    """The broker greets clients."""
+
+    at: float
+
+
+class BrokerStopped(NamedTuple):
+    """The broker was told to end, or killed, at `began` and is gone since `at`."""
+
+    at: float
+    began: float
+    how: str
+
+
+class Opened(NamedTuple):
+    """A connection was welcomed."""
+
+    at: float
+    connection: str
+    group: str
+
+
+class Ended(NamedTuple):
+    """A connection ended. how: "goodbye" or "dropped" by this side, "lost" by the other or on the way."""
+
+    at: float
+    connection: str
+    how: str
+
+
+class Bound(NamedTuple):
+    """Bindings `[topic, kind, pattern, persistent]` were asked for (`confirmed` False), then durable (True)."""
+
+    at: float
+    group: str
+    bindings: list[list[object]]
+    confirmed: bool
+
+
+class PublishInvoked(NamedTuple):
+    """A message was sent; `call` joins the outcome to it. `digest` covers all its bytes."""
+
+    at: float
+    call: str
+    producer: str
+    id: str
+    topic: str
+    message_type: str
+    digest: str
+    deliver_limit: int
+
+
+class PublishOk(NamedTuple):
+    """A positive receipt; groups is None when the receipt does not say."""
+
+    at: float
+    call: str
+    groups: int | None
+    duplicate: bool
+    durable: bool
+
+
+class PublishRefused(NamedTuple):
+    """A definite no."""
+
+    at: float
+    call: str
+    code: str
+
+
+class PublishUnknown(NamedTuple):
+    """The connection ended before an answer."""
+
+    at: float
+    call: str
+
+
+class Delivered(NamedTuple):
+    """A message arrived; a digest of "damaged" means that its own checksum does not match."""
+
+    at: float
+    connection: str
+    group: str
+    tag: int
+    id: str
+    attempt: int
+    digest: str
+
+
+class Settling(NamedTuple):
+    """how: "ack", "failed", "rejected" or "unstarted" was sent for a delivery."""
+
+    at: float
+    connection: str
+    tag: int
+    how: str
+
+
+class SettleOk(NamedTuple):
+    """The broker answered; `stale` says that it had no effect."""
+
+    at: float
+    connection: str
+    tag: int
+    stale: bool
+
+
+class Extended(NamedTuple):
+    """The consumer said that it still works on a delivery."""
+
+    at: float
+    connection: str
+    tag: int
+
+
+class Drained(NamedTuple):
+    """Producers stopped, and consumers that ack all took what came until nothing was left or time was up."""
+
+    at: float
+    complete: bool
+
+
+class FinalGroup(NamedTuple):
+    """What the broker says at the end about a group and topic."""
+
+    at: float
+    group: str
+    topic: str
+    pending: int
+    in_flight: int
+    retrying: int
+    dead: int
+
+
+class FinalDead(NamedTuple):
+    """A dead letter at the end."""
+
+    at: float
+    group: str
+    topic: str
+    id: str
+    message_type: str
+    reason: str
+    attempts: int
+
+
+Event = (
+    Run
+    | BrokerStarted
+    | BrokerStopped
+    | Opened
+    | Ended
+    | Bound
+    | PublishInvoked
+    | PublishOk
+    | PublishRefused
+    | PublishUnknown
+    | Delivered
+    | Settling
+    | SettleOk
+    | Extended
+    | Drained
+    | FinalGroup
+    | FinalDead
+)
+
+_KINDS: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in Event.__args__}
+
+
+class History:
+    """An append-only file of events; `with History(path) as history: history.write(event)`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, *events: Event) -> None:
+        """Append events in order."""
+        self._file.writelines(json.dumps([type(event).__name__, *event]) + "\n" for event in events)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _read(path: Path) -> Iterator[Event]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            kind, *fields = json.loads(line)
+            yield _KINDS[kind](*fields)
+
+
+def read_histories(paths: Iterable[Path]) -> list[Event]:
+    """Return the events of all files in the order of their times; equal times keep their file's order."""
+    return sorted((event for path in paths for event in _read(path)), key=lambda event: event.at)

@@ -1,0 +1,207 @@
+"""What a history says happened, per message and group: the facts that the rules of the checker judge."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tests.faults.history import (
+    Bound,
+    BrokerStopped,
+    Delivered,
+    Drained,
+    Ended,
+    Event,
+    Extended,
+    FinalDead,
+    FinalGroup,
+    Opened,
+    PublishInvoked,
+    PublishOk,
+    PublishRefused,
+    Run,
+    SettleOk,
+    Settling,
+)
+
+__all__ = ["Call", "Connection", "Delivery", "Model", "build"]
+
+DIRECT, REGEX, FANOUT = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Call:
+    """One sending of a message. outcome: "ok", "duplicate", "refused" or "unknown"."""
+
+    invoked: PublishInvoked
+    outcome: str = "unknown"
+    at: float = float("inf")
+    groups: int | None = None
+    durable: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the producer was told that the message is there."""
+        return self.outcome in {"ok", "duplicate"}
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection. life: how many times the broker had ended before it was opened."""
+
+    group: str
+    opened_at: float
+    life: int
+    ended_at: float = float("inf")
+    how: str = ""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One arrival of a message and what became of it. settling: "ack", "failed", ... once sent."""
+
+    event: Delivered
+    life: int
+    held_until: float
+    settling: str = ""
+    settling_at: float = float("inf")
+    confirmed_at: float = float("inf")
+    stale: bool = False
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the broker confirmed that the settlement took effect."""
+        return self.confirmed_at < float("inf") and not self.stale
+
+
+@dataclass(slots=True)
+class Model:
+    """Everything the rules look at."""
+
+    ack_deadline: float = 60.0
+    stops: list[BrokerStopped] = field(default_factory=list)
+    connections: dict[str, Connection] = field(default_factory=dict)
+    bounds: dict[str, list[Bound]] = field(default_factory=lambda: defaultdict(list))
+    calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    deliveries: dict[tuple[str, str], list[Delivery]] = field(default_factory=lambda: defaultdict(list))
+    """By (group, message id), in the order in which the broker sent them."""
+    drained: Drained | None = None
+    groups: dict[str, list[FinalGroup]] = field(default_factory=lambda: defaultdict(list))
+    dead: dict[tuple[str, str], list[FinalDead]] = field(default_factory=lambda: defaultdict(list))
+
+    def matching(self, group: str, topic: str, message_type: str, *, sure_at: float | None) -> bool:
+        """Whether a group may have been bound to a kind of message; with `sure_at`, was so durably at that time."""
+        for bound in self.bounds.get(group, ()):
+            if sure_at is not None and (not bound.confirmed or bound.at > sure_at):
+                continue
+            for binding_topic, kind, pattern, persistent in bound.bindings:
+                if binding_topic != topic or (sure_at is not None and not persistent):
+                    continue
+                if kind == FANOUT or (kind == DIRECT and pattern == message_type):
+                    return True
+                if kind == REGEX and re.fullmatch(str(pattern), message_type):
+                    return True
+        return False
+
+    def owed_groups(self, message: str) -> list[str]:
+        """The groups that must get an accepted message: bound durably before it was first sent."""
+        calls = self.calls[message]
+        if not any(call.accepted and call.durable for call in calls):
+            return []
+        first = calls[0].invoked
+        return [
+            group for group in self.bounds if self.matching(group, first.topic, first.message_type, sure_at=first.at)
+        ]
+
+    def possible_groups(self, message: str) -> list[str]:
+        """The groups that may get a message: it was not refused each time, and they asked for such ones."""
+        calls = self.calls.get(message, [])
+        if all(call.outcome == "refused" for call in calls):
+            return []
+        first = calls[0].invoked
+        return [group for group in self.bounds if self.matching(group, first.topic, first.message_type, sure_at=None)]
+
+    def ended_with_broker(self, connection: Connection) -> bool:
+        """Whether a connection was lost because the broker stopped or was killed."""
+        lost, life = connection.how == "lost", connection.life
+        return lost and life < len(self.stops) and connection.ended_at >= self.stops[life].began
+
+
+class _Builder:
+    """Folds events into a model."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.model = Model()
+        self.model.stops = [event for event in events if isinstance(event, BrokerStopped)]
+        self._stopped_at = [stop.at for stop in self.model.stops]
+        self._calls: dict[str, Call] = {}
+        self._tags: dict[tuple[str, int], Delivery] = {}
+
+    def fold(self, event: Event) -> None:
+        model = self.model
+        match event:
+            case Run():
+                model.ack_deadline = event.ack_deadline
+            case Bound():
+                if not any(event[2:] == known[2:] for known in model.bounds[event.group]):
+                    model.bounds[event.group].append(event)
+            case Opened():
+                life = bisect_left(self._stopped_at, event.at)
+                model.connections[event.connection] = Connection(event.group, event.at, life)
+            case Ended():
+                connection = model.connections[event.connection]
+                connection.ended_at, connection.how = event.at, event.how
+            case PublishInvoked():
+                self._calls[event.call] = call = Call(event)
+                model.calls[event.id].append(call)
+            case PublishOk():
+                call = self._calls[event.call]
+                call.outcome, call.at = "duplicate" if event.duplicate else "ok", event.at
+                call.groups, call.durable = event.groups, event.durable
+            case PublishRefused():
+                call = self._calls[event.call]
+                call.outcome, call.at = "refused", event.at
+            case Drained():
+                model.drained = event
+            case FinalGroup():
+                model.groups[event.group].append(event)
+            case FinalDead():
+                model.dead[event.group, event.id].append(event)
+            case _:
+                self._fold_delivery(event)
+
+    def _fold_delivery(self, event: Event) -> None:
+        match event:
+            case Delivered():
+                life = self.model.connections[event.connection].life
+                delivery = Delivery(event, life, event.at + self.model.ack_deadline)
+                self._tags[event.connection, event.tag] = delivery
+                self.model.deliveries[event.group, event.id].append(delivery)
+            case Extended():
+                self._tags[event.connection, event.tag].held_until = event.at + self.model.ack_deadline
+            case Settling():
+                delivery = self._tags[event.connection, event.tag]
+                delivery.settling, delivery.settling_at = event.how, event.at
+            case SettleOk():
+                delivery = self._tags[event.connection, event.tag]
+                delivery.confirmed_at, delivery.stale = event.at, event.stale
+            case _:
+                pass
+
+    def finish(self) -> Model:
+        # What was read from a socket after the end of its broker had been sent before: lives come first.
+        for deliveries in self.model.deliveries.values():
+            deliveries.sort(key=lambda delivery: (delivery.life, delivery.event.at))
+        return self.model
+
+
+def build(events: Iterable[Event]) -> Model:
+    """Return the model of events that are in the order of their times."""
+    ordered = list(events)
+    builder = _Builder(ordered)
+    for event in ordered:
+        builder.fold(event)
+    return builder.finish()
