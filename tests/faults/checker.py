@@ -166,11 +166,15 @@ def _attempts_are_monotone(model: Model, group: str, message: str, deliveries: l
         floor_of_life = max(floor_of_life, counted)
         if counted >= DURABLE_ATTEMPT:
             floor = max(floor, counted)
-        if (
-            delivery.settling == "failed"
-            or delivery.settling_at > delivery.event.at + DEADLINE_SHARE * model.ack_deadline
-        ):
+        if delivery.settling == "failed" or _held_too_long(model, delivery):
             failures += 1
+
+
+def _held_too_long(model: Model, delivery: Delivery) -> bool:
+    """Whether the ack deadline may have passed before anything else ended a delivery."""
+    ends = [delivery.settling_at, model.connections[delivery.event.connection].ended_at]
+    ends += [stop.began for stop in model.stops[delivery.life : delivery.life + 1]]
+    return min(ends) > delivery.event.at + DEADLINE_SHARE * model.ack_deadline
 
 
 def _ended_connections(model: Model, group: str, delivery: Delivery) -> int:
