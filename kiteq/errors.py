@@ -62,7 +62,7 @@ class Refused(KiteQError):
     When `temporary` is true the same request may succeed later; otherwise it must be changed.
     """
 
-    def __init__(self, code: str, reason: str, temporary: bool = False) -> None:  # noqa: FBT001, FBT002
+    def __init__(self, code: str, reason: str, temporary: bool = False) -> None:  # noqa: FBT002
         super().__init__(f"{reason} [{code}]")
         self.code = code
         self.reason = reason
@@ -164,6 +164,6 @@ _REFUSALS: dict[str, type[Refused]] = {
 }
 
 
-def refusal(code: str, reason: str, temporary: bool = False) -> Refused:  # noqa: FBT001, FBT002
+def refusal(code: str, reason: str, temporary: bool = False) -> Refused:  # noqa: FBT002
     """Return the error class that belongs to a refusal code of the wire protocol."""
     return _REFUSALS.get(code, Refused)(code, reason, temporary)
