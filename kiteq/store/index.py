@@ -101,14 +101,20 @@ class RecordIndex:
     def _forget_one(self, number: int, segment: _Segment) -> None:
         segment.live -= 1
         last = number == len(self._segments) - 1
-        if not segment.live and not last:
+        if not segment.live and (not last or len(segment.firsts) >= SEGMENT_RECORDS):
             del self._segments[number]
             del self._starts[number]
-        elif not segment.live and len(segment.firsts) >= SEGMENT_RECORDS:
-            self._segments.clear()
-            self._starts.clear()
         elif not last and segment.live * 4 < len(segment.firsts):
             segment.drop_settled()
+
+    def at_or_before(self, sequence: int) -> int:
+        """Return where to begin reading for `sequence`: the start of the last record not after it."""
+        number = bisect_right(self._starts, sequence) - 1
+        if number < 0:
+            return sequence
+        firsts = self._segments[number].firsts
+        record = bisect_right(firsts, sequence) - 1
+        return firsts[record] if record >= 0 else sequence
 
     def entry(self, first: int) -> RecordEntry | None:
         """Return the record that starts at `first`, if deliveries of it are owed."""

@@ -30,7 +30,7 @@ from kiteq.errors import KiteQError
 from kiteq.message import CRC_RESIDUE
 from kiteq.store.tables import SEQUENCE_KEY
 
-__all__ = ["DamagedRecord", "Head", "Record", "Run", "build", "parse_head", "read"]
+__all__ = ["DamagedRecord", "Head", "Record", "Run", "build", "parse_head", "read", "sequences"]
 
 SPARSE: Final = 1
 _HEAD = struct.Struct(">IIIQQHH")
@@ -65,7 +65,8 @@ class Record(NamedTuple):
     sequences: Sequence[int]
     blobs: list[bytes]
     owners: list[tuple[int, ...]]
-    damaged: list[int]
+    damaged: list[tuple[int, tuple[int, ...]]]
+    """(sequence, owners) of messages that do not match their checksum."""
 
 
 def build(
@@ -107,36 +108,42 @@ def parse_head(key: bytes, value: bytes) -> Head:
     return Head(size, count, expires_ms, accepted_ms, tuple(runs), bool(flags & SPARSE), position)
 
 
+def sequences(key: bytes, value: bytes, head: Head) -> Sequence[int]:
+    """Return the sequence of each message of a record whose head was checked."""
+    first = SEQUENCE_KEY.unpack(key)[1]
+    if not head.sparse:
+        return range(first, first + head.count)
+    relative = struct.unpack_from(f">{head.count}I", value, head.runs_end + 8 * head.count)
+    return [first + distance for distance in relative]
+
+
 def read(key: bytes, value: bytes) -> Record:
     """Return a record's good messages. Raises `DamagedRecord` when not even the head can be trusted."""
     head = parse_head(key, value)
     count = head.count
-    first = SEQUENCE_KEY.unpack(key)[1]
     ends = struct.unpack_from(f">{count}I", value, head.runs_end)
     crcs_at = head.runs_end + 4 * count
     crcs = value[crcs_at : crcs_at + 4 * count]
-    sequences: Sequence[int] = range(first, first + count)
-    if head.sparse:
-        sequences = [first + relative for relative in struct.unpack_from(f">{count}I", value, crcs_at + 4 * count)]
+    numbers = sequences(key, value, head)
     size = head.size
     blobs = [value[size + start : size + end] for start, end in pairwise((0, *ends))]
     owners: list[tuple[int, ...]] = []
-    for messages, numbers in head.runs:
-        owners.extend([numbers] * messages)
+    for messages, owed_to in head.runs:
+        owners.extend([owed_to] * messages)
     damaged = [
         index
         for index, blob in enumerate(blobs)
         if crc32(blob) != CRC_RESIDUE or blob[-4:] != crcs[4 * index : 4 * index + 4]
     ]
     if not damaged:
-        return Record(head.accepted_ms, head.expires_ms, sequences, blobs, owners, [])
+        return Record(head.accepted_ms, head.expires_ms, numbers, blobs, owners, [])
     bad = set(damaged)
     good = [index for index in range(count) if index not in bad]
     return Record(
         head.accepted_ms,
         head.expires_ms,
-        [sequences[index] for index in good],
+        [numbers[index] for index in good],
         [blobs[index] for index in good],
         [owners[index] for index in good],
-        [sequences[index] for index in damaged],
+        [(numbers[index], owners[index]) for index in damaged],
     )

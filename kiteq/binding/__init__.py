@@ -1,0 +1,1 @@
+"""Bindings: which messages a group asked for."""

@@ -1,0 +1,71 @@
+"""What the store knows of topics and subscriptions while it runs; the rows they are rebuilt from are its truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kiteq.binding.bindings import Binding
+from kiteq.store.index import RecordIndex
+from kiteq.store.intervals import IntervalSet
+
+__all__ = ["Subscription", "TopicLog"]
+
+
+class TopicLog:
+    """The log of one topic.
+
+    next_sequence: what the next accepted message gets. committed: all below it is durable and may be
+    read, unless its commit failed.
+    """
+
+    __slots__ = ("committed", "index", "name", "next_sequence", "number", "stored")
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.name = name
+        self.next_sequence = 0
+        self.committed = 0
+        self.index = RecordIndex()
+        self.stored = False
+        """Whether its row of the meta table was submitted."""
+
+
+class Subscription:
+    """One group in one topic: its bindings, and what it has settled.
+
+    The number is never used again, so a group that is dropped and made again is a new one.
+    Counts are messages; `pending` are those routed and not settled, without retrying ones.
+    """
+
+    __slots__ = (
+        "bindings", "cursor", "dead", "dead_bytes", "group", "number", "pending", "pending_bytes", "retrying",
+        "retrying_bytes", "topic",
+    )  # fmt: skip
+
+    def __init__(self, number: int, group: str, topic: TopicLog, bindings: Sequence[Binding], start: int) -> None:
+        self.number = number
+        self.group = group
+        self.topic = topic
+        self.bindings = tuple(bindings)
+        self.cursor = IntervalSet(start)
+        self.pending = 0
+        self.pending_bytes = 0
+        self.retrying = 0
+        self.retrying_bytes = 0
+        self.dead = 0
+        self.dead_bytes = 0
+
+    @property
+    def persistent(self) -> bool:
+        """Whether messages wait while nobody of the group is connected."""
+        return self.bindings[0].persistent
+
+    @property
+    def watermark(self) -> int | None:
+        """Messages a second, at most; None for no limit."""
+        return self.bindings[0].watermark
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the group makes the store keep in this topic, in bytes."""
+        return self.pending_bytes + self.retrying_bytes + self.dead_bytes
