@@ -30,8 +30,6 @@ DURABLE_ATTEMPT: Final = 4
 DUPLICATE_WINDOW_SECONDS: Final = 600.0
 DEADLINE_SHARE: Final = 0.8
 """Times are taken where messages arrive, a little after the broker's clock started."""
-NOTICE_SECONDS: Final = 1.0
-"""How much later than the broker a consumer may notice that the broker ended its connection."""
 
 
 class Violation(NamedTuple):
@@ -133,7 +131,7 @@ def _unacked_comes_again(model: Model) -> Iterator[Violation]:
         for delivery, following in pairwise(deliveries):
             if delivery.settling == "rejected" and delivery.confirmed and _sent_after_answer(delivery, following):
                 yield Violation("I10", message, group, "rejected with confirmation, then delivered again")
-        if model.drained is not None and not dead:
+        if model.drained is not None and not dead and message not in model.corrupted:
             last = deliveries[-1]
             acked = any(one.settling == "ack" and one.confirmed for one in deliveries)
             if not acked and (last.settling != "ack" or last.stale):
@@ -181,7 +179,7 @@ def _ended_connections(model: Model, group: str, delivery: Delivery) -> int:
     """Return how many connections of the group had ended before a delivery, but with the broker itself."""
     return sum(
         connection.group == group
-        and connection.ended_at < delivery.event.at
+        and model.noticed_by_broker(connection) < delivery.event.at
         and not model.ended_with_broker(connection)
         for connection in model.connections.values()
     )
@@ -203,9 +201,7 @@ def _released(model: Model, delivery: Delivery, at: float) -> bool:
     """Whether a delivery may have been over at a time: answered, deadline passed, or its connection gone."""
     if delivery.settling_at <= at or at >= delivery.held_until - (1 - DEADLINE_SHARE) * model.ack_deadline:
         return True
-    connection = model.connections[delivery.event.connection]
-    grace = NOTICE_SECONDS if connection.how == "lost" else 0.0
-    return connection.ended_at - grace <= at
+    return model.noticed_by_broker(model.connections[delivery.event.connection]) <= at
 
 
 def _stored_once(model: Model) -> Iterator[Violation]:

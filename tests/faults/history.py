@@ -17,6 +17,7 @@ __all__ = [
     "Bound",
     "BrokerStarted",
     "BrokerStopped",
+    "Corrupted",
     "Delivered",
     "Drained",
     "Ended",
@@ -56,6 +57,13 @@ class BrokerStopped(NamedTuple):
     at: float
     began: float
     how: str
+
+
+class Corrupted(NamedTuple):
+    """The test changed stored bytes of a message while the broker was down."""
+
+    at: float
+    id: str
 
 
 class Opened(NamedTuple):
@@ -194,6 +202,7 @@ Event = (
     Run
     | BrokerStarted
     | BrokerStopped
+    | Corrupted
     | Opened
     | Ended
     | Bound

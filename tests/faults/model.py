@@ -7,10 +7,12 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from tests.faults.history import (
     Bound,
     BrokerStopped,
+    Corrupted,
     Delivered,
     Drained,
     Ended,
@@ -30,6 +32,8 @@ from tests.faults.history import (
 __all__ = ["Call", "Connection", "Delivery", "Model", "build"]
 
 DIRECT, REGEX, FANOUT = 0, 1, 2
+NOTICE_SECONDS: Final = 1.0
+"""How much later than the broker a client may notice that the broker ended its connection."""
 
 
 @dataclass(slots=True)
@@ -88,6 +92,7 @@ class Model:
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     deliveries: dict[tuple[str, str], list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     """By (group, message id), in the order in which the broker sent them."""
+    corrupted: set[str] = field(default_factory=set)
     drained: Drained | None = None
     groups: dict[str, list[FinalGroup]] = field(default_factory=lambda: defaultdict(list))
     dead: dict[tuple[str, str], list[FinalDead]] = field(default_factory=lambda: defaultdict(list))
@@ -107,9 +112,12 @@ class Model:
         return False
 
     def owed_groups(self, message: str) -> list[str]:
-        """The groups that must get an accepted message: bound durably before it was first sent."""
+        """The groups that must get an accepted message: bound durably before it was first sent.
+
+        Bytes that a test damaged on the disk are owed to nobody; they must not arrive either.
+        """
         calls = self.calls[message]
-        if not any(call.accepted and call.durable for call in calls):
+        if message in self.corrupted or not any(call.accepted and call.durable for call in calls):
             return []
         first = calls[0].invoked
         return [
@@ -123,6 +131,10 @@ class Model:
             return []
         first = calls[0].invoked
         return [group for group in self.bounds if self.matching(group, first.topic, first.message_type, sure_at=None)]
+
+    def noticed_by_broker(self, connection: Connection) -> float:
+        """When the broker may first have known of the end of a connection."""
+        return connection.ended_at - (NOTICE_SECONDS if connection.how == "lost" else 0.0)
 
     def ended_with_broker(self, connection: Connection) -> bool:
         """Whether a connection was lost because the broker stopped or was killed."""
@@ -164,6 +176,8 @@ class _Builder:
             case PublishRefused():
                 call = self._calls[event.call]
                 call.outcome, call.at = "refused", event.at
+            case Corrupted():
+                model.corrupted.add(event.id)
             case Drained():
                 model.drained = event
             case FinalGroup():

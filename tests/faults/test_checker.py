@@ -11,6 +11,7 @@ from tests.faults.checker import check
 from tests.faults.history import (
     Bound,
     BrokerStopped,
+    Corrupted,
     Delivered,
     Drained,
     Ended,
@@ -242,6 +243,14 @@ def still_waiting_and_counted() -> Story:
     return story
 
 
+def corrupted_on_the_disk_and_kept_back() -> Story:
+    story = Story()
+    story.publish()
+    story.events.append(Corrupted(story.step(), "m1"))
+    story.finish()
+    return story
+
+
 GOOD: list[Callable[[], Story]] = [
     all_is_well,
     unknown_publish_that_did_not_happen,
@@ -256,6 +265,7 @@ GOOD: list[Callable[[], Story]] = [
     connection_ended_by_the_broker_noticed_late,
     bound_too_late,
     still_waiting_and_counted,
+    corrupted_on_the_disk_and_kept_back,
 ]
 
 
@@ -300,6 +310,15 @@ def other_bytes() -> Story:
     story.publish()
     story.open()
     story.deliver(digest="e")
+    return story
+
+
+def corrupted_on_the_disk_and_delivered() -> Story:
+    story = Story()
+    story.publish()
+    story.events.append(Corrupted(story.step(), "m1"))
+    story.open()
+    story.deliver(digest="damaged")
     return story
 
 
@@ -536,6 +555,7 @@ BAD: list[tuple[str, Callable[[], Story]]] = [
     ("I1", receipt_forgets_a_group),
     ("I2", never_published),
     ("I2", other_bytes),
+    ("I2", corrupted_on_the_disk_and_delivered),
     ("I2", another_group),
     ("I2", refused_and_delivered),
     ("I2", dead_letter_from_nowhere),
