@@ -30,7 +30,7 @@ from kiteq.errors import KiteQError
 from kiteq.message import CRC_RESIDUE
 from kiteq.store.tables import SEQUENCE_KEY
 
-__all__ = ["DamagedRecord", "Head", "Record", "Run", "build", "parse_head", "read", "sequences"]
+__all__ = ["DamagedRecord", "Head", "Record", "Run", "build", "join_runs", "parse_head", "read", "sequences"]
 
 SPARSE: Final = 1
 _HEAD = struct.Struct(">IIIQQHH")
@@ -67,6 +67,17 @@ class Record(NamedTuple):
     owners: list[tuple[int, ...]]
     damaged: list[tuple[int, tuple[int, ...]]]
     """(sequence, owners) of messages that do not match their checksum."""
+
+
+def join_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with neighbours of the same owners joined."""
+    joined: list[Run] = []
+    for messages, owners in runs:
+        if joined and joined[-1][1] == owners:
+            joined[-1] = (joined[-1][0] + messages, owners)
+        else:
+            joined.append((messages, owners))
+    return joined
 
 
 def build(

@@ -18,7 +18,7 @@ class TopicLog:
     read, unless its commit failed.
     """
 
-    __slots__ = ("committed", "index", "name", "next_sequence", "number", "stored")
+    __slots__ = ("committed", "index", "name", "next_sequence", "number", "stored", "unrouted_end")
 
     def __init__(self, number: int, name: str) -> None:
         self.number = number
@@ -26,6 +26,8 @@ class TopicLog:
         self.next_sequence = 0
         self.committed = 0
         self.index = RecordIndex()
+        self.unrouted_end = 0
+        """The sequence after the last message that no group was bound to, since the start."""
         self.stored = False
         """Whether its row of the meta table was submitted."""
 

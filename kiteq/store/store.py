@@ -136,6 +136,10 @@ class Store:
             one.done(error)
         self.after_commit()
 
+    def on_durable(self, call: Callable[[], None]) -> None:
+        """Call once all that was submitted so far is durable, or was refused."""
+        self.writer.submit(Submission(lambda _error: call()))
+
     # --- names ---------------------------------------------------------------------------------
 
     def topic(self, name: str) -> TopicLog:

@@ -277,23 +277,12 @@ def _split_runs(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
 def _build_record(parts: list[Append], rows: list[Row]) -> NewRecord:
     first = parts[0]
     blobs = first.blobs if len(parts) == 1 else [blob for part in parts for blob in part.blobs]
-    runs = _join_runs(parts)
+    runs = records.join_runs([run for part in parts for run in part.runs])
     key = SEQUENCE_KEY.pack(first.topic, first.first)
     expires_ms = min([part.expires_ms for part in parts])
     rows.append((first.table, key, records.build(key, blobs, runs, first.accepted_ms, expires_ms)))
     owed = sum(messages * len(owners) for messages, owners in runs)
     return NewRecord(first.topic, first.first, owed, expires_ms)
-
-
-def _join_runs(parts: list[Append]) -> list[Run]:
-    joined: list[Run] = []
-    for part in parts:
-        for messages, owners in part.runs:
-            if joined and joined[-1][1] == owners:
-                joined[-1] = (joined[-1][0] + messages, owners)
-            else:
-                joined.append((messages, owners))
-    return joined
 
 
 def _pack_settled(commit_key: bytes, settled: list[int]) -> bytes:

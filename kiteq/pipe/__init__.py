@@ -1,0 +1,1 @@
+"""The way of a message through the broker: events, handlers, and their one order."""

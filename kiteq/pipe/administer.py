@@ -1,0 +1,257 @@
+"""Answers administrative requests."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from kiteq.binding.bindings import Kind
+from kiteq.errors import Refused
+from kiteq.message import BadMessage, parse_extras, split
+from kiteq.pipe.binding_changes import drop, unbind
+from kiteq.pipe.events import AdminAsked
+from kiteq.pipe.settlement import head_of
+from kiteq.remoting.packets import AdminReply, Refusal
+from kiteq.store.store import DeadLetter
+from kiteq.store.writer import Submission
+
+if TYPE_CHECKING:
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.groups import Group
+    from kiteq.pipe.outlet import Outlet
+    from kiteq.pipe.peer import Peer
+
+__all__ = ["Administer"]
+
+DEAD_LETTERS_LISTED_MAX = 1_000
+"""Of one answer: it must fit a frame."""
+
+Arguments = dict[str, Any]
+
+
+class Administer:
+    """One method for each verb; what it returns is answered once what it changed is durable."""
+
+    accepts = (AdminAsked,)
+    emits = ()
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._verbs: dict[str, Callable[[Arguments], Any]] = {
+            "stat": self._stat,
+            "group.list": self._group_list,
+            "group.show": self._group_show,
+            "group.drop": self._group_drop,
+            "group.unsubscribe": self._group_unsubscribe,
+            "dlq.list": self._dlq_list,
+            "dlq.show": self._dlq_show,
+            "dlq.replay": self._dlq_replay,
+            "dlq.purge": self._dlq_purge,
+        }
+
+    def handle(self, event: AdminAsked) -> tuple[()]:
+        """Start a task for the request: some read the disk."""
+        peer, packet = event.peer, event.packet
+        if not peer.local:
+            peer.send(Refusal(packet.request, "not_allowed", "only clients on this machine may administrate", False))
+        elif packet.verb not in self._verbs:
+            known = ", ".join(self._verbs)
+            peer.send(Refusal(packet.request, "unknown_verb", f"{packet.verb!r} is none of {known}"[:500], False))
+        else:
+            assert self._core.deliveries.nursery is not None  # noqa: S101 packets arrive only while the broker runs
+            self._core.deliveries.nursery.start_soon(self._answer, peer, packet.request, packet.verb, packet.arguments)
+        return ()
+
+    async def _answer(self, peer: Peer, request: int, verb: str, arguments: Arguments) -> None:
+        try:
+            result = self._verbs[verb](arguments)
+            if hasattr(result, "__await__"):
+                result = await result
+        except Refused as refused:
+            peer.send(Refusal(request, refused.code, refused.reason, refused.temporary))
+        else:
+            peer.send(AdminReply(request, result))
+        self._core.turn.end()
+
+    async def _durable(self, submission: Submission) -> None:
+        finished = trio.Event()
+        submission.done = lambda _error: finished.set()
+        self._core.store.writer.submit(submission)
+        self._core.turn.end()
+        await finished.wait()
+
+    # --- groups -------------------------------------------------------------------------------
+
+    def _stat(self, _arguments: Arguments) -> dict[str, Any]:
+        core = self._core
+        usage = core.store.usage()
+        return {
+            "broker_id": core.store.broker_id,
+            "epoch": core.store.epoch,
+            "uptime_s": int(core.clock.monotonic() - core.started_at),
+            "connections": len(core.peers),
+            "commits": core.store.last_commit,
+            "store_bytes": usage.used,
+            "store_limit": usage.limit,
+            "disk_free": usage.disk_free,
+            "unrouted_records": core.unrouted_records,
+            "damaged_records": core.store.damaged_records,
+            "refusing": None if core.refusing is None else core.refusing[1],
+            "counters": dict(core.counters),
+        }
+
+    def _group(self, arguments: Arguments) -> Group:
+        name = arguments.get("group")
+        group = self._core.deliveries.groups.get(name) if isinstance(name, str) else None
+        if group is None or not (group.outlets or group.members):
+            raise Refused("unknown_group", f"there is no group {name!r} here"[:300])
+        return group
+
+    def _group_list(self, _arguments: Arguments) -> list[dict[str, Any]]:
+        outlets = self._core.router.outlets()
+        return [_row(outlet) for outlet in sorted(outlets, key=lambda one: (one.group.name, one.subscription.topic.name))]
+
+    def _group_show(self, arguments: Arguments) -> dict[str, Any]:
+        group = self._group(arguments)
+        return {
+            "group": group.name,
+            "topics": [_row(outlet) for _, outlet in sorted(group.outlets.items())],
+            "connections": [
+                {"client": member.name, "window": member.window, "in_flight": member.in_flight}
+                for member in group.members
+            ],
+        }
+
+    async def _group_drop(self, arguments: Arguments) -> dict[str, int]:
+        group = self._group(arguments)
+        outlets = list(group.outlets.values())
+        dropped = {name: sum(_row(outlet)[name] for outlet in outlets) for name in ("pending", "retrying", "dead")}
+        for outlet in outlets:
+            finished = trio.Event()
+            drop(self._core, outlet, lambda _error, finished=finished: finished.set())  # type: ignore[misc]
+            self._core.turn.end()
+            await finished.wait()
+        return dropped
+
+    async def _group_unsubscribe(self, arguments: Arguments) -> dict[str, Any]:
+        group = self._group(arguments)
+        kinds = {kind.name.lower(): kind for kind in Kind}
+        kind, topic, pattern = kinds.get(arguments.get("kind", "")), arguments.get("topic"), arguments.get("pattern")
+        if kind is None or not isinstance(topic, str) or not isinstance(pattern, str):
+            raise Refused("bad_argument", "say topic, kind (direct, regex or fanout) and pattern")
+        finished = trio.Event()
+        outlet = group.outlets.get(topic)
+        before = _row(outlet) if outlet is not None else {}
+        removed = unbind(self._core, group.name, topic, kind, pattern, lambda _error: finished.set())
+        self._core.turn.end()
+        if removed:
+            await finished.wait()
+        left = topic in group.outlets
+        return {"removed": removed, "pending": 0 if left or not removed else before.get("pending", 0), "bound": left}
+
+    # --- dead letters -------------------------------------------------------------------------
+
+    async def _letters(self, arguments: Arguments) -> list[tuple[Outlet, DeadLetter]]:
+        group = self._group(arguments)
+        topic, wanted = arguments.get("topic"), arguments.get("id")
+        found: list[tuple[Outlet, DeadLetter]] = []
+        for name, outlet in sorted(group.outlets.items()):
+            if topic in (None, name):
+                letters = await trio.to_thread.run_sync(self._core.store.read_dead, outlet.subscription)
+                found += [(outlet, letter) for letter in letters if wanted in (None, letter.message_id.hex())]
+        if wanted is not None and not found:
+            raise Refused("unknown_message", f"group {group.name!r} has no dead letter {wanted!r}"[:300])
+        return found
+
+    async def _dlq_list(self, arguments: Arguments) -> list[dict[str, Any]]:
+        limit = arguments.get("limit", 100)
+        if type(limit) is not int or not 1 <= limit <= DEAD_LETTERS_LISTED_MAX:
+            raise Refused("bad_argument", f"limit is 1 to {DEAD_LETTERS_LISTED_MAX}")
+        return [_letter_row(outlet, letter) for outlet, letter in (await self._letters(arguments))[:limit]]
+
+    async def _dlq_show(self, arguments: Arguments) -> dict[str, Any]:
+        if not isinstance(arguments.get("id"), str):
+            raise Refused("bad_argument", "say the id of the message")
+        outlet, letter = (await self._letters(arguments))[-1]
+        row = _letter_row(outlet, letter)
+        row["history"] = [{"at_ms": at, "client": client, "error": text} for at, client, text in letter.history]
+        try:
+            _, extras, body_at = split(letter.blob)
+            row["properties"] = dict(parse_extras(extras).properties)
+            row["body"] = letter.blob[body_at:-4]
+        except BadMessage as bad:
+            row["properties"], row["body"] = {}, letter.blob
+            row["damaged"] = bad.reason
+        return row
+
+    async def _dlq_replay(self, arguments: Arguments) -> dict[str, int]:
+        """Give dead letters to their group again, with a fresh count of attempts and a fresh TTL."""
+        letters = await self._letters(arguments)
+        submission = Submission(lambda _error: None)
+        now_ms = self._core.clock.epoch_ms()
+        for outlet, letter in letters:
+            head = head_of(letter.blob)
+            topic = outlet.subscription.topic
+            sequence = topic.next_sequence
+            topic.next_sequence += 1
+            expires_ms = now_ms + (head.ttl_ms if head is not None else 0)
+            due: list[object] = [now_ms, 0, expires_ms, [], now_ms]
+            self._core.store.save_retry(outlet.subscription, sequence, letter.blob, due, submission)
+            self._core.store.forget_dead(outlet.subscription, letter, submission)
+            outlet.replaying.append((now_ms, sequence))
+        await self._durable(submission)
+        for outlet, _ in letters:
+            while outlet.replaying:
+                heapq.heappush(outlet.due, outlet.replaying.pop())
+            self._core.turn.outlets[outlet] = None
+        return {"replayed": len(letters)}
+
+    async def _dlq_purge(self, arguments: Arguments) -> dict[str, int]:
+        letters = await self._letters(arguments)
+        submission = Submission(lambda _error: None)
+        for outlet, letter in letters:
+            self._core.store.forget_dead(outlet.subscription, letter, submission)
+        await self._durable(submission)
+        return {"purged": len(letters)}
+
+
+def _row(outlet: Outlet) -> dict[str, Any]:
+    subscription = outlet.subscription
+    return {
+        "group": subscription.group,
+        "topic": subscription.topic.name,
+        "bindings": [
+            {
+                "kind": binding.kind.name.lower(),
+                "pattern": binding.pattern,
+                "watermark": binding.watermark,
+                "persistent": binding.persistent,
+            }
+            for binding in subscription.bindings
+        ],
+        "members": len(outlet.group.members),
+        "pending": subscription.pending,
+        "pending_bytes": subscription.pending_bytes,
+        "in_flight": outlet.leased,
+        "retrying": subscription.retrying,
+        "dead": subscription.dead,
+        "dropped": outlet.dropped,
+        "damaged": outlet.damaged,
+    }
+
+
+def _letter_row(outlet: Outlet, letter: DeadLetter) -> dict[str, Any]:
+    head = head_of(letter.blob)
+    return {
+        "id": letter.message_id.hex(),
+        "topic": outlet.subscription.topic.name,
+        "message_type": "?" if head is None else head.message_type,
+        "reason": letter.reason,
+        "error": letter.history[-1][2] if letter.history else "",
+        "attempts": letter.attempts,
+        "at_ms": letter.at_ms,
+        "bytes": len(letter.blob),
+    }

@@ -1,0 +1,116 @@
+"""Lets a connection speak only after a greeting that this broker accepts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kiteq.binding.bindings import Binding, from_wire
+from kiteq.errors import Refused
+from kiteq.limits import FRAME_OVERHEAD_BYTES, HEARTBEAT_SECONDS, IDLE_SECONDS_MAX
+from kiteq.message import check_name
+from kiteq.pipe.binding_changes import bind
+from kiteq.pipe.events import PacketsRead, Trusted
+from kiteq.remoting.packets import PROTOCOL, WIRE_VERSION, Hello, Refusal, Welcome
+
+if TYPE_CHECKING:
+    from kiteq.errors import StoreError
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.peer import Peer
+
+__all__ = ["Authenticate", "parse_bindings"]
+
+
+class Authenticate:
+    """The first packet must be a Hello; anything else ends the connection."""
+
+    accepts = (PacketsRead,)
+    emits = (Trusted,)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def handle(self, event: PacketsRead) -> tuple[Trusted, ...]:
+        """Pass on the packets of a connection that was greeted."""
+        peer = event.peer
+        if peer.accepted:
+            return (Trusted(peer, event.packets),)
+        first = event.packets[0]
+        if type(first) is not Hello:
+            peer.refuse("not_authenticated", "the first packet of a connection must be a Hello")
+        elif peer.group or len(event.packets) > 1:
+            peer.refuse("not_authenticated", "nothing may be sent between a Hello and its answer")
+        else:
+            self._greet(peer, first)
+        return ()
+
+    def _greet(self, peer: Peer, hello: Hello) -> None:
+        try:
+            bindings = self._check(hello)
+        except Refused as refused:
+            peer.send(Refusal(hello.request, refused.code, refused.reason, refused.temporary))
+            peer.close(f"{refused.code}: {refused.reason}")
+            return
+        peer.group = hello.group
+        peer.instance = hello.instance
+        peer.name = f"{peer.name}/{hello.instance.hex()[:8]}"
+        peer.warm_up = hello.warm_up
+        peer.concurrency = max(1, hello.concurrency)
+
+        def bound(error: StoreError | Refused | None) -> None:
+            if error is not None:
+                refused = error if isinstance(error, Refused) else Refused("store_full", str(error), temporary=True)
+                peer.send(Refusal(hello.request, refused.code, refused.reason, refused.temporary))
+                peer.close(refused.reason)
+            elif peer.close_reason is None:
+                self._welcome(peer, hello)
+
+        bind(self._core, peer.group, bindings, bound)
+
+    def _check(self, hello: Hello) -> list[Binding]:
+        core = self._core
+        if hello.protocol != PROTOCOL:
+            raise Refused("protocol_version", f"this is a kiteq broker, not one for {hello.protocol!r}"[:200])
+        if WIRE_VERSION not in hello.versions:
+            older = max(hello.versions, default=0) < WIRE_VERSION
+            raise Refused(
+                "protocol_version",
+                f"this broker speaks wire version {WIRE_VERSION}, the client {hello.versions}: "
+                f"upgrade the {'client' if older else 'broker'}",
+            )
+        if core.draining:
+            raise Refused("draining", "this broker is shutting down", temporary=True)
+        try:
+            check_name("group", hello.group)
+            for topic in hello.topics:
+                check_name("topic", topic)
+        except ValueError as error:
+            raise Refused("bad_name", str(error)) from error
+        for topic in hello.topics:
+            core.router.check_served(topic)
+        return parse_bindings(hello.bindings)
+
+    def _welcome(self, peer: Peer, hello: Hello) -> None:
+        core = self._core
+        peer.accepted = True
+        core.counters["greeted"] += 1
+        if core.deliveries.join(peer):
+            core.router.forget_routes()
+        limits = {
+            "frame_bytes": core.settings.message_limit + FRAME_OVERHEAD_BYTES,
+            "body_bytes": core.settings.message_limit,
+            "heartbeat_ms": int(HEARTBEAT_SECONDS * 1000),
+            "idle_ms": int(IDLE_SECONDS_MAX * 1000),
+            "ack_deadline_ms": int(core.settings.ack_deadline * 1000),
+        }
+        peer.send(Welcome(hello.request, WIRE_VERSION, core.store.broker_id, limits, peer.local))
+
+
+def parse_bindings(wire: list[list[object]]) -> list[Binding]:
+    """Return the bindings of a packet. Raises `Refused`."""
+    bindings: list[Binding] = []
+    for item in wire:
+        try:
+            bindings.append(from_wire(item))
+        except ValueError as error:
+            raise Refused("bad_pattern" if "pattern" in str(error) else "bad_name", str(error)) from error
+    return bindings

@@ -1,0 +1,135 @@
+"""Tells what may be accepted from what may not: checksum, head, topic, limits, duplicates.
+
+The hot path takes a frame whose messages are all of one kind, known from before, undamaged and new:
+two calls a message. Everything else goes message by message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from kiteq.errors import Refused
+from kiteq.message import CRC_RESIDUE, HEAD_OFFSET, BadMessage, parse_extras, parse_head, split
+from kiteq.pipe.events import Admitted, Batch, Checked, Frame, Kind
+
+if TYPE_CHECKING:
+    from kiteq.pipe.core import Core
+    from kiteq.remoting.packets import Publish
+
+__all__ = ["Check"]
+
+FIXED_BYTES = 36
+"""Of every message beside head, extras and body."""
+
+
+class Check:
+    """Each message is accepted or refused on its own; a bad one does not harm its neighbours."""
+
+    accepts = (Admitted,)
+    emits = (Checked,)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._kind: Kind | None = None
+        """The kind seen last: the next frame is usually of the same."""
+
+    def handle(self, event: Admitted) -> tuple[Checked, ...]:
+        """Check all frames of a batch."""
+        group = event.peer.group
+        frames = [self._frame(packet, group) for packet in event.packets]
+        size = sum([len(blob) for frame in frames for _, blobs in frame.runs for blob in blobs])
+        return (Checked(Batch(event.peer, frames, size)),)
+
+    def _frame(self, packet: Publish, group: str) -> Frame:
+        blobs = packet.messages
+        frame = Frame(packet.request, len(blobs))
+        kind = self._uniform(blobs)
+        duplicates = self._core.duplicates
+        if kind is not None:
+            ids = [blob[:16] for blob in blobs]
+            if not duplicates.known(group, ids):
+                frame.ids, frame.crcs = ids, [blob[16:20] for blob in blobs]
+                frame.runs = [(kind, blobs)]
+                duplicates.add(group, ids, frame.crcs)
+                return frame
+        for index, blob in enumerate(blobs):
+            self._single(frame, index, blob, group)
+        return frame
+
+    def _uniform(self, blobs: list[bytes]) -> Kind | None:
+        """Return the kind of all messages of a frame when they are of one, known and undamaged."""
+        first = blobs[0]
+        kind = self._kind
+        if kind is None or not first.startswith(kind.prefix, HEAD_OFFSET):
+            kind = self._core.router.kind(_prefix(first))
+            if kind is None:
+                return None
+            self._kind = kind
+        prefix = kind.prefix
+        for blob in blobs:
+            if crc32(blob) != CRC_RESIDUE or not blob.startswith(prefix, HEAD_OFFSET):
+                return None
+        most = max(map(len, blobs)) - len(prefix) - HEAD_OFFSET - 4
+        if most > self._core.settings.message_limit or not self._known(kind):
+            return None
+        return None if kind.head.topic in self._core.full_topics else kind
+
+    def _known(self, kind: Kind) -> bool:
+        """Return whether a kind is still in the router's cache: topics and limits were checked there."""
+        return self._core.router.kind(kind.prefix) is kind
+
+    def _single(self, frame: Frame, index: int, blob: bytes, group: str) -> None:
+        try:
+            kind = self._kind_of(blob)
+        except BadMessage as bad:
+            self._refuse(frame, index, Refused(bad.code, bad.reason))
+            return
+        except Refused as refused:
+            self._refuse(frame, index, refused)
+            return
+        duplicates = self._core.duplicates
+        message_id, crc = blob[:16], blob[16:20]
+        known = duplicates.body_crc(group, message_id)
+        if known is None:
+            duplicates.add(group, [message_id], [crc])
+            frame.ids.append(message_id)
+            frame.crcs.append(crc)
+            if frame.runs and frame.runs[-1][0] is kind:
+                frame.runs[-1][1].append(blob)
+            else:
+                frame.runs.append((kind, [blob]))
+        elif known == crc:
+            frame.repeated.append((index, message_id))
+        else:
+            reason = f"message id {message_id.hex()} was used in the last minutes with another body"
+            self._refuse(frame, index, Refused("id_reused", reason))
+
+    def _refuse(self, frame: Frame, index: int, refused: Refused) -> None:
+        self._core.counters["refused"] += 1
+        frame.exceptions.append([index, refused.code, refused.reason, refused.temporary])
+
+    def _kind_of(self, blob: bytes) -> Kind:
+        """Return the kind of one message. Raises `BadMessage` or `Refused`."""
+        if crc32(blob) != CRC_RESIDUE:
+            raise BadMessage("bad_checksum", "the checksum of the message does not match its bytes")
+        head_bytes, extras_bytes, body_at = split(blob)
+        body_size = len(blob) - 4 - body_at
+        limit = self._core.settings.message_limit
+        if body_size > limit:
+            raise Refused("message_too_large", f"a body of {body_size} bytes is over this broker's limit of {limit}")
+        if parse_extras(extras_bytes).delay_ms:
+            raise Refused("delay_not_supported", "this broker does not delay messages")
+        head = parse_head(head_bytes)
+        full = self._core.full_topics.get(head.topic)
+        if full is not None:
+            raise Refused("group_quota", f"group {full!r} keeps too much of topic {head.topic!r}", temporary=True)
+        prefix = len(head_bytes).to_bytes(2, "big") + head_bytes + b"\0\0"
+        router = self._core.router
+        return router.kind(prefix) or router.new_kind(prefix, head)
+
+
+def _prefix(blob: bytes) -> bytes:
+    """Return length and bytes of the head, and an empty extras' length, of what may be a message."""
+    end = HEAD_OFFSET + 2 + int.from_bytes(blob[HEAD_OFFSET : HEAD_OFFSET + 2], "big")
+    return blob[HEAD_OFFSET : end + 2]

@@ -1,0 +1,44 @@
+"""What all handlers share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kiteq.clock import Clock
+    from kiteq.config import Settings
+    from kiteq.pipe.deliveries import Deliveries
+    from kiteq.pipe.duplicates import DuplicateWindow
+    from kiteq.pipe.peer import Peer
+    from kiteq.pipe.router import Router
+    from kiteq.pipe.turn import Turn
+    from kiteq.store.store import Store
+
+__all__ = ["Core"]
+
+
+@dataclass(slots=True)
+class Core:
+    """The broker's parts, for handlers.
+
+    refusing: why publishing is refused now, as (code, reason), None while it is not.
+    """
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    router: Router
+    deliveries: Deliveries
+    duplicates: DuplicateWindow
+    turn: Turn
+    counters: Counter[str]
+    started_at: float
+    peers: set[Peer] = field(default_factory=set)
+    refusing: tuple[str, str] | None = None
+    full_topics: dict[str, str] = field(default_factory=dict)
+    """Topics refused because a group, named here, is over its quota."""
+    draining: bool = False
+    unrouted_records: int = 0
+    unrouted_bytes: int = 0

@@ -1,0 +1,264 @@
+"""Hands each group's next messages to its least loaded member.
+
+Theory of operation. An outlet's messages are in memory (ready), at a member (leased), waiting for
+another attempt (retry), or only in the log (from `position` on, when `behind`). Dispatch moves ready
+ones to members with credit. When little is ready and the log holds more, a thread reads on; the loop
+never touches the disk. Losing a member puts what it held back to the front.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from kiteq.limits import READ_BYTES, RETRY_BYTES_MAX, RETRY_ROWS_MAX
+from kiteq.pipe.groups import Group
+from kiteq.pipe.leases import Chunk, Lease, Origin
+from kiteq.pipe.outlet import Outlet
+from kiteq.pipe.settlement import Settlement, head_of
+from kiteq.remoting.packets import Deliver
+
+if TYPE_CHECKING:
+    from kiteq.clock import Clock
+    from kiteq.config import Settings
+    from kiteq.pipe.peer import Peer
+    from kiteq.pipe.turn import Turn
+    from kiteq.store.store import Loaded, Store
+
+__all__ = ["Deliveries"]
+
+LOAD_BYTES = 2 * READ_BYTES
+"""Read from the log at once: a thread hand-over costs 80 us, so not less."""
+READY_LOW_BYTES = READ_BYTES
+"""Read on when less than this is ready."""
+RETRIES_LOADED = 256
+"""Due retries read at once."""
+FLY_SEQUENCE = 0
+
+
+class Deliveries:
+    """All groups of a broker, and the dispatching of their messages.
+
+    nursery: where reads of the log run; set while the broker runs.
+    """
+
+    def __init__(self, store: Store, clock: Clock, settings: Settings, turn: Turn, counters: Counter[str]) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._turn = turn
+        self._counters = counters
+        self.settlement = Settlement(store, clock, turn, counters)
+        self.groups: dict[str, Group] = {}
+        self.nursery: trio.Nursery | None = None
+        turn.dispatch = self.dispatch
+
+    def group(self, name: str) -> Group:
+        """Return a group, made when new."""
+        group = self.groups.get(name)
+        if group is None:
+            group = self.groups[name] = Group(name, self._clock.monotonic())
+        return group
+
+    def take_due(self, due: list[tuple[int, int, int]]) -> None:
+        """Take (subscription, sequence, due ms) of what waited for another attempt before a restart."""
+        by_number = {
+            outlet.subscription.number: outlet for group in self.groups.values() for outlet in group.outlets.values()
+        }
+        for number, sequence, due_ms in due:
+            by_number[number].due.append((due_ms, sequence))
+        for outlet in by_number.values():
+            heapq.heapify(outlet.due)
+
+    # --- members ------------------------------------------------------------------------------
+
+    def join(self, peer: Peer) -> bool:
+        """Add a connection to its group; return whether it is the first."""
+        group = self.group(peer.group)
+        group.members.append(peer)
+        group.absent_since = None
+        return len(group.members) == 1
+
+    def leave(self, peer: Peer, *, goodbye: bool) -> bool:
+        """Remove a connection and give back what it held; return whether nobody of the group is left.
+
+        Without a goodbye, its oldest `concurrency` messages count as failed: those being handled.
+        """
+        group = self.group(peer.group)
+        if peer not in group.members:
+            return False
+        group.members.remove(peer)
+        handled = 0 if goodbye else peer.concurrency
+        returned: list[tuple[Lease, int, int]] = []
+        for lease in peer.leases():
+            for start, stop in lease.take(0, len(lease.blobs)):
+                failed = min(handled, stop - start)
+                handled -= failed
+                for index in range(start, start + failed):
+                    self.settlement.failed(lease, index, "the connection broke while the message was held", None)
+                if start + failed < stop:
+                    returned.append((lease, start + failed, stop))
+            peer.release(lease)
+        for lease, start, stop in reversed(returned):
+            self.settlement.hand_back(lease, start, stop)
+        for outlet in group.outlets.values():
+            if not group.consuming:
+                outlet.forget_untouched()
+            self._turn.outlets[outlet] = None
+        if not group.members:
+            group.absent_since = self._clock.monotonic()
+        return not group.members
+
+    def credit(self, peer: Peer, window: int) -> None:
+        """Set how many messages a connection may hold."""
+        peer.window = window
+        for outlet in self.group(peer.group).outlets.values():
+            self._turn.outlets[outlet] = None
+
+    # --- dispatch -----------------------------------------------------------------------------
+
+    def dispatch(self, outlet: Outlet) -> None:
+        """Hand out what is ready while there is credit; read on when little is left."""
+        if outlet.closed:
+            return
+        now = self._clock.monotonic()
+        group = outlet.group
+        while outlet.ready or outlet.fly:
+            member, count = group.best_member(now)
+            if member is None or count <= 0:
+                break
+            count = min(count, outlet.allowance(now))
+            if count <= 0:
+                break
+            chunk = self._fly_chunk(outlet, count) if outlet.fly else self._unexpired(outlet, outlet.take(count))
+            if chunk is not None:
+                self._hand_out(outlet, chunk, member, now)
+        if outlet.fly and not group.consuming:
+            outlet.forget_untouched()
+        if outlet.ready_bytes < READY_LOW_BYTES and group.consuming and self.nursery is not None:
+            self._read_on(outlet, self.nursery)
+
+    def _hand_out(self, outlet: Outlet, chunk: Chunk, member: Peer, now: float) -> None:
+        outlet.use_allowance(len(chunk.blobs))
+        lease = Lease(member, outlet, chunk, now + self._settings.ack_deadline, now + self._settings.max_hold)
+        member.hold(lease)
+        outlet.leased += lease.open
+        self._counters["delivered"] += lease.open
+        member.send(Deliver(0, lease.first_tag, chunk.failures + 1, chunk.blobs))
+        if self._store.forgets and chunk.origin is Origin.LOG:
+            self._store.settle(outlet.subscription, chunk.sequences, chunk.low, lease.size, self._turn.settling())
+
+    @staticmethod
+    def _fly_chunk(outlet: Outlet, count: int) -> Chunk:
+        blobs = [outlet.fly.popleft() for _ in range(min(count, len(outlet.fly)))]
+        return Chunk(range(FLY_SEQUENCE, FLY_SEQUENCE + len(blobs)), 0, blobs, 0, 0, Origin.FLY)
+
+    def _unexpired(self, outlet: Outlet, chunk: Chunk) -> Chunk | None:
+        """Return what of a chunk may still be delivered; the rest goes to the dead letters."""
+        now_ms = self._clock.epoch_ms()
+        if now_ms < chunk.expires_ms:
+            return chunk
+        late = [
+            index
+            for index, blob in enumerate(chunk.blobs)
+            if (head := head_of(blob)) is not None and chunk.accepted_ms + head.ttl_ms <= now_ms
+        ]
+        if not late:
+            return chunk
+        if len(late) < len(chunk.blobs):
+            for start, stop in reversed(_runs_without(late, len(chunk.blobs))):
+                outlet.put_back(chunk.part(start, stop))
+        for index in late:
+            self.settlement.expired(outlet, chunk.part(index, index + 1))
+        return None
+
+    def bury_expired(self, outlet: Outlet) -> None:
+        """Move what has expired of an outlet's ready messages to the dead letters."""
+        kept: list[Chunk] = []
+        while outlet.ready:
+            chunk = self._unexpired(outlet, outlet.take(1 << 31))
+            if chunk is not None:
+                kept.append(chunk)
+        for chunk in reversed(kept):
+            outlet.put_back(chunk)
+
+    # --- reading on ---------------------------------------------------------------------------
+
+    def _read_on(self, outlet: Outlet, nursery: trio.Nursery) -> None:
+        subscription = outlet.subscription
+        now_ms = self._clock.epoch_ms()
+        if outlet.due and outlet.due[0][0] <= now_ms and not outlet.reading_retries:
+            outlet.reading_retries = True
+            sequences = []
+            while outlet.due and outlet.due[0][0] <= now_ms and len(sequences) < RETRIES_LOADED:
+                sequences.append(heapq.heappop(outlet.due)[1])
+            nursery.start_soon(self._load_retries, outlet, sequences)
+        if subscription.retrying >= RETRY_ROWS_MAX or subscription.retrying_bytes >= RETRY_BYTES_MAX:
+            return  # first deliveries wait until the retries have shrunk
+        if outlet.behind and not outlet.reading:
+            outlet.reading = True
+            nursery.start_soon(self.load, outlet)
+
+    async def load(self, outlet: Outlet) -> None:
+        """Read on in the log; `outlet.reading` was set by the caller and ends with it."""
+        topic = outlet.subscription.topic
+        below = topic.committed
+        start = topic.index.at_or_before(outlet.position)
+        read = partial(self._store.read_log, outlet.subscription, start, below, LOAD_BYTES)
+        loaded = await trio.to_thread.run_sync(read)
+        outlet.reading = False
+        self.take_loaded(outlet, loaded)
+        outlet.behind = outlet.position < topic.committed
+        self._turn.outlets[outlet] = None
+        self._turn.end()
+
+    def take_loaded(self, outlet: Outlet, loaded: list[Loaded]) -> None:
+        """Add what was read from the log, but for what is settled or already in memory."""
+        cursor = outlet.subscription.cursor
+        for sequences, blobs, accepted_ms, expires_ms, damaged in loaded:
+            for sequence in damaged:
+                if sequence >= outlet.position and sequence not in cursor:
+                    self.settlement.damaged(outlet, sequence, sequence)
+            if not blobs:
+                if type(sequences) is range:
+                    outlet.position = max(outlet.position, sequences.start)
+                continue
+            if sequences[0] >= outlet.position and cursor.floor <= outlet.position and not cursor.ranges:
+                kept, kept_blobs = sequences, blobs
+            else:
+                wanted = [
+                    index
+                    for index, sequence in enumerate(sequences)
+                    if sequence >= outlet.position and sequence not in cursor
+                ]
+                kept, kept_blobs = [sequences[index] for index in wanted], [blobs[index] for index in wanted]
+            if kept_blobs:
+                low = min(max(outlet.position, cursor.floor), kept[0])
+                outlet.add_loaded(Chunk(kept, low, kept_blobs, accepted_ms, expires_ms))
+            outlet.position = max(outlet.position, sequences[-1] + 1)
+
+    async def _load_retries(self, outlet: Outlet, sequences: list[int]) -> None:
+        read = partial(self._store.read_retries, outlet.subscription, sequences)
+        for sequence, blob, due in await trio.to_thread.run_sync(read):
+            _, failures, expires_ms, history, accepted_ms = due
+            chunk = Chunk(range(sequence, sequence + 1), sequence, [blob], accepted_ms, expires_ms, Origin.RETRY)  # type: ignore[arg-type]
+            chunk.failures, chunk.history = failures, history  # type: ignore[assignment]
+            outlet.put_back(chunk)
+        outlet.reading_retries = False
+        self._turn.outlets[outlet] = None
+        self._turn.end()
+
+
+def _runs_without(gaps: list[int], total: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of what is left of 0..total when the positions in `gaps` are taken out."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for gap in [*gaps, total]:
+        if gap > start:
+            runs.append((start, gap))
+        start = gap + 1
+    return runs

@@ -1,0 +1,212 @@
+"""Facts about batches: what flows from handler to handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kiteq.remoting.packets import Ack, Admin, Credit, Extend, Goodbye, Nack, Packet, Publish, Subscribe, Unsubscribe
+
+if TYPE_CHECKING:
+    from kiteq.errors import StoreError
+    from kiteq.message import Head
+    from kiteq.pipe.outlet import Outlet
+    from kiteq.pipe.peer import Peer
+    from kiteq.store.state import TopicLog
+
+__all__ = [
+    "Accepted",
+    "AdminAsked",
+    "Admitted",
+    "Batch",
+    "BindingsSent",
+    "Checked",
+    "CreditGranted",
+    "Departed",
+    "Frame",
+    "Kind",
+    "NotStored",
+    "PacketsRead",
+    "Placed",
+    "Published",
+    "Routed",
+    "Settling",
+    "Stored",
+    "Trusted",
+]
+
+
+@dataclass(slots=True)
+class PacketsRead:
+    """One socket read brought these packets."""
+
+    peer: Peer
+    packets: list[Packet]
+
+
+@dataclass(slots=True)
+class Trusted:
+    """Packets of a connection whose greeting was accepted."""
+
+    peer: Peer
+    packets: list[Packet]
+
+
+@dataclass(slots=True)
+class Admitted:
+    """Messages the broker has room for."""
+
+    peer: Peer
+    packets: list[Publish]
+
+
+@dataclass(slots=True)
+class Published:
+    """A producer sent messages."""
+
+    peer: Peer
+    packets: list[Publish]
+
+
+class Kind:
+    """What messages with the same head have in common, decoded once.
+
+    prefix: length and bytes of the head, and the empty extras: a message that has exactly these bytes
+    at HEAD_OFFSET is of this kind. outlets: who it is routed to while the bindings stay as they are.
+    """
+
+    __slots__ = ("head", "outlets", "owners", "prefix", "topic")
+
+    def __init__(self, prefix: bytes, head: Head, topic: TopicLog) -> None:
+        self.prefix = prefix
+        self.head = head
+        self.topic = topic
+        self.outlets: tuple[Outlet, ...] | None = None
+        self.owners: tuple[int, ...] = ()
+
+
+class Frame:
+    """One publish frame on its way: what to answer, and which of its messages go on.
+
+    runs: (kind, messages) of neighbours of one kind. exceptions: as in `packets.Receipts`.
+    repeated: positions of messages accepted before; answered when what was before is durable.
+    """
+
+    __slots__ = ("crcs", "exceptions", "ids", "repeated", "request", "runs", "total")
+
+    def __init__(self, request: int, total: int) -> None:
+        self.request = request
+        self.total = total
+        self.runs: list[tuple[Kind, list[bytes]]] = []
+        self.exceptions: list[list[Any]] = []
+        self.repeated: list[tuple[int, bytes]] = []
+        self.ids: list[bytes] = []
+        self.crcs: list[bytes] = []
+
+
+@dataclass(slots=True)
+class Batch:
+    """The publish frames of one read."""
+
+    peer: Peer
+    frames: list[Frame]
+    size: int
+
+
+@dataclass(slots=True)
+class Checked:
+    """What may be accepted of a batch was told from what may not."""
+
+    batch: Batch
+
+
+class Placed:
+    """Neighbouring messages of one kind with the outlets they are routed to; no outlets: kept apart."""
+
+    __slots__ = ("blobs", "expires_ms", "first", "fly", "outlets", "owners", "topic")
+
+    def __init__(self, kind: Kind, outlets: tuple[Outlet, ...], blobs: list[bytes], expires_ms: int, *, fly: bool) -> None:
+        self.topic = kind.topic
+        self.outlets = outlets
+        self.owners = kind.owners
+        self.blobs = blobs
+        self.expires_ms = expires_ms
+        self.fly = fly
+        self.first = 0
+
+
+@dataclass(slots=True)
+class Routed:
+    """The groups of each message are fixed."""
+
+    batch: Batch
+    placed: list[Placed]
+    accepted_ms: int
+
+
+@dataclass(slots=True)
+class Accepted:
+    """A routed batch was handed to the store; with `--flush async` that is enough for a receipt."""
+
+    batch: Batch
+    placed: list[Placed]
+
+
+@dataclass(slots=True)
+class Stored:
+    """A routed batch is durable (or was only fly messages)."""
+
+    batch: Batch
+    placed: list[Placed]
+    accepted_ms: int
+    durable: bool
+
+
+@dataclass(slots=True)
+class NotStored:
+    """The store had no room for a batch."""
+
+    batch: Batch
+    error: StoreError
+
+
+@dataclass(slots=True)
+class Settling:
+    """A consumer tells what became of messages it holds."""
+
+    peer: Peer
+    acks: list[Ack]
+    nacks: list[Nack]
+    extensions: list[Extend]
+
+
+@dataclass(slots=True)
+class CreditGranted:
+    """A consumer states its window."""
+
+    peer: Peer
+    packet: Credit
+
+
+@dataclass(slots=True)
+class BindingsSent:
+    """A client adds or removes bindings of its group."""
+
+    peer: Peer
+    packet: Subscribe | Unsubscribe
+
+
+@dataclass(slots=True)
+class AdminAsked:
+    """An administrative request."""
+
+    peer: Peer
+    packet: Admin
+
+
+@dataclass(slots=True)
+class Departed:
+    """A client said goodbye."""
+
+    peer: Peer
+    packet: Goodbye

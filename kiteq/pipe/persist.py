@@ -1,0 +1,93 @@
+"""Hands routed messages to the store's writer; the pipeline goes on when they are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kiteq.errors import StoreFull
+from kiteq.pipe.events import Accepted, Batch, NotStored, Placed, Routed, Stored
+from kiteq.store.tables import Table
+from kiteq.store.writer import Append, Recent, Submission
+
+if TYPE_CHECKING:
+    from kiteq.errors import StoreError
+    from kiteq.pipe.core import Core
+
+__all__ = ["Persist"]
+
+
+class Persist:
+    """Gives each message its sequence, and its place in the log or among the unrouted.
+
+    resume: runs the events of a finished commit through the rest of the pipeline.
+    """
+
+    accepts = (Routed,)
+    emits = (Accepted, Stored, NotStored)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.resume: Callable[[Stored | NotStored], None] = lambda _event: None
+
+    def handle(self, event: Routed) -> tuple[Stored | Accepted, ...]:
+        """Submit a batch; nothing follows yet, unless nothing has to be durable first."""
+        batch = event.batch
+        stored = [placed for placed in event.placed if not placed.fly]
+        repeated = any(frame.repeated for frame in batch.frames)
+        if not stored and not repeated:
+            return (Stored(batch, event.placed, event.accepted_ms, durable=False),)
+        submission = Submission(lambda error: self._finished(event, error))
+        for placed in stored:
+            self._append(placed, event.accepted_ms, submission)
+        self._note_ids(batch, submission)
+        batch.peer.uncommitted_bytes += batch.size
+        self._core.store.writer.submit(submission)
+        if self._core.settings.flush == "async":
+            return (Accepted(batch, event.placed),)
+        return ()
+
+    def _append(self, placed: Placed, accepted_ms: int, submission: Submission) -> None:
+        topic = placed.topic
+        placed.first = topic.next_sequence
+        count = len(placed.blobs)
+        topic.next_sequence += count
+        if not placed.outlets:
+            topic.unrouted_end = topic.next_sequence
+        self._core.store.save_topic(topic, submission)
+        table = Table.LOG if placed.outlets else Table.UNROUTED
+        runs = [(count, placed.owners)]
+        submission.appends.append(
+            Append(table, topic.number, placed.first, placed.blobs, runs, accepted_ms, placed.expires_ms)
+        )
+        submission.messages += count
+        if placed.outlets:
+            size = sum(map(len, placed.blobs))
+            for outlet in placed.outlets:
+                outlet.subscription.pending += count
+                outlet.subscription.pending_bytes += size
+
+    def _note_ids(self, batch: Batch, submission: Submission) -> None:
+        ids = b"".join([message_id for frame in batch.frames for message_id in frame.ids])
+        if ids:
+            crcs = b"".join([crc for frame in batch.frames for crc in frame.crcs])
+            submission.recent.append(Recent(batch.peer.group, ids, crcs))
+        submission.recent_floor = self._core.duplicates.floor_commit
+
+    def _finished(self, event: Routed, error: StoreError | None) -> None:
+        batch = event.batch
+        batch.peer.uncommitted_bytes -= batch.size
+        if error is None:
+            self.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
+            return
+        self._take_back(event)
+        self.resume(NotStored(batch, error if isinstance(error, StoreFull) else StoreFull(str(error))))
+
+    def _take_back(self, event: Routed) -> None:
+        """Forget what was not stored after all."""
+        for frame in event.batch.frames:
+            self._core.duplicates.forget(event.batch.peer.group, frame.ids)
+        for placed in event.placed:
+            for outlet in placed.outlets if not placed.fly else ():
+                outlet.subscription.pending -= len(placed.blobs)
+                outlet.subscription.pending_bytes -= sum(map(len, placed.blobs))

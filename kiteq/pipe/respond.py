@@ -1,0 +1,70 @@
+"""Answers producers, once what they sent is durable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kiteq.pipe.events import Accepted, Batch, NotStored, Placed, Stored
+from kiteq.remoting.packets import RECEIPT_DUPLICATE, Receipts, Refusal
+
+if TYPE_CHECKING:
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.events import Frame
+
+__all__ = ["Respond"]
+
+
+class Respond:
+    """One `Receipts` for each publish frame; a `Refusal` when the store had no room."""
+
+    accepts = (Accepted, Stored, NotStored)
+    emits = (Stored,)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def handle(self, event: Accepted | Stored | NotStored) -> tuple[Stored, ...]:
+        """Queue the answers; what was stored goes on to be delivered."""
+        batch = event.batch
+        if type(event) is NotStored:
+            for frame in batch.frames:
+                self._core.counters["refused"] += frame.total
+                batch.peer.send(Refusal(frame.request, "store_full", str(event.error), True))
+            return ()
+        if type(event) is Accepted:
+            self._answer(batch, event.placed, durable=False)
+            return ()
+        assert type(event) is Stored  # noqa: S101 the three kinds this handler accepts
+        if not event.durable or self._core.settings.flush == "sync":
+            self._answer(batch, event.placed, durable=event.durable)
+        return (event,)
+
+    def _answer(self, batch: Batch, placed: list[Placed], *, durable: bool) -> None:
+        peer = batch.peer
+        position = 0
+        for frame in batch.frames:
+            parts = placed[position : position + len(frame.runs)]
+            position += len(frame.runs)
+            self._core.counters["accepted"] += len(frame.ids)
+            if len(parts) == 1 and not frame.exceptions and not frame.repeated:
+                part = parts[0]
+                peer.send(Receipts(frame.request, len(part.outlets), durable and not part.fly, []))
+            else:
+                self._answer_mixed(batch, frame, parts, durable=durable)
+
+    def _answer_mixed(self, batch: Batch, frame: Frame, parts: list[Placed], *, durable: bool) -> None:
+        """Answer a frame of several kinds, or with messages that were refused or there before."""
+        exceptions: list[list[Any]] = list(frame.exceptions)
+        for index, message_id in frame.repeated:
+            if self._core.duplicates.body_crc(batch.peer.group, message_id) is None:
+                exceptions.append([index, "store_full", "the first send of this message was not stored", True])
+            else:
+                self._core.counters["duplicates"] += 1
+                exceptions.append([index, RECEIPT_DUPLICATE, "", False])
+        exceptions.sort(key=lambda exception: int(exception[0]))
+        accepted = [len(part.outlets) for part in parts for _ in part.blobs]
+        left_out = {exception[0] for exception in exceptions}
+        counts = iter(accepted)
+        groups = [0 if index in left_out else next(counts) for index in range(frame.total)]
+        all_durable = durable and not any(part.fly for part in parts)
+        batch.peer.send(Receipts(frame.request, groups, all_durable, exceptions))

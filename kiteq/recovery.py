@@ -1,0 +1,233 @@
+"""What happens because time has passed: deadlines, due retries, expiry, snapshots, retention, alarms."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from kiteq.limits import (
+    DISK_FREE_BYTES_MIN,
+    DISK_FREE_SHARE_MIN,
+    RECONNECT_GRACE_SECONDS,
+    SNAPSHOT_SECONDS,
+    STORE_ALARM_SHARE,
+    STORE_REFUSE_SHARE,
+    UNROUTED_BYTES_MAX,
+    UNROUTED_SECONDS_MAX,
+)
+from kiteq.pipe.binding_changes import discard
+from kiteq.store import records
+from kiteq.store.tables import SEQUENCE_KEY, Table
+from kiteq.store.writer import Submission
+
+if TYPE_CHECKING:
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.outlet import Outlet
+    from kiteq.store.index import RecordEntry
+    from kiteq.store.state import TopicLog
+
+__all__ = ["run_timers"]
+
+TICK_SECONDS: Final = 0.1
+"""Watermarks, warm-up, due retries and ack deadlines are looked at this often."""
+CHECK_SECONDS: Final = 1.0
+"""Free disk, the store's size and absent groups are looked at this often."""
+SWEEP_SECONDS: Final = 30.0
+"""Expired, mostly settled and unrouted messages are looked for this often."""
+REWRITE_AGE_SECONDS: Final = 60.0
+"""A record younger than this is usually settled whole soon."""
+REWRITES_PER_SWEEP: Final = 1_000
+
+log = structlog.get_logger()
+
+
+async def run_timers(core: Core) -> None:
+    """Run all timers until cancelled."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tick, core)
+        nursery.start_soon(_check, core)
+        nursery.start_soon(_snapshots, core)
+        nursery.start_soon(_sweep, core)
+
+
+async def _tick(core: Core) -> None:
+    while True:
+        await trio.sleep(TICK_SECONDS)
+        now, now_ms = core.clock.monotonic(), core.clock.epoch_ms()
+        for peer in list(core.peers):
+            for lease in peer.leases():
+                if now >= lease.deadline:
+                    for start, stop in lease.take(0, len(lease.blobs)):
+                        for index in reversed(range(start, stop)):
+                            core.deliveries.settlement.failed(lease, index, "no ack before the deadline", None)
+                    peer.release(lease)
+        for outlet in core.router.outlets():
+            waits = outlet.ready or outlet.fly or (outlet.behind and not outlet.reading)
+            if (outlet.due and outlet.due[0][0] <= now_ms) or (waits and outlet.group.consuming):
+                core.turn.outlets[outlet] = None
+        core.turn.end()
+
+
+async def _check(core: Core) -> None:
+    leaving: set[Outlet] = set()
+    while True:
+        core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
+        await _check_room(core)
+        now = core.clock.monotonic()
+        for outlet in core.router.outlets():
+            absent = outlet.group.absent_since
+            subscription = outlet.subscription
+            gone = absent is not None and now - absent >= RECONNECT_GRACE_SECONDS
+            if subscription.persistent or not gone or not (subscription.pending or subscription.retrying):
+                leaving.discard(outlet)
+            elif outlet not in leaving:
+                leaving.add(outlet)
+                dropped = await discard(core, outlet, subscription.topic.next_sequence)
+                log.info(
+                    "dropped the messages of an absent non-persistent group",
+                    group=subscription.group,
+                    topic=subscription.topic.name,
+                    messages=dropped,
+                )
+        await trio.sleep(CHECK_SECONDS)
+
+
+async def _check_room(core: Core) -> None:
+    usage = await trio.to_thread.run_sync(core.store.usage)
+    free_min = min(max(DISK_FREE_BYTES_MIN, int(usage.disk_size * DISK_FREE_SHARE_MIN)), usage.disk_size // 2)
+    before = core.refusing
+    if usage.used >= usage.limit * STORE_REFUSE_SHARE:
+        core.refusing = (
+            "store_full",
+            f"the store uses {usage.used} of {usage.limit} bytes; consume, or raise --store-limit",
+        )
+    elif usage.disk_free < free_min:
+        core.refusing = ("disk_full", f"the disk has {usage.disk_free} bytes free, {free_min} are needed")
+    else:
+        core.refusing = _check_quotas(core)
+    if core.refusing != before and core.refusing is not None:
+        log.error("publishing is refused", reason=core.refusing[1])
+    elif core.refusing != before:
+        log.info("publishing is accepted again")
+    elif usage.used >= usage.limit * STORE_ALARM_SHARE:
+        log.warning("the store fills up", used=usage.used, limit=usage.limit)
+
+
+def _check_quotas(core: Core) -> None:
+    """Note the topics that groups over their quota fill; the check handler refuses those only."""
+    kept: dict[str, int] = {}
+    for outlet in core.router.outlets():
+        kept[outlet.group.name] = kept.get(outlet.group.name, 0) + outlet.subscription.kept_bytes
+    full = {name for name, size in kept.items() if size >= core.settings.group_quota}
+    before = core.full_topics
+    core.full_topics = {
+        outlet.subscription.topic.name: outlet.group.name
+        for outlet in core.router.outlets()
+        if outlet.group.name in full and outlet.subscription.kept_bytes
+    }
+    if before != core.full_topics:
+        log.warning("topics refused because a group is over its quota", topics=core.full_topics)
+
+
+async def _snapshots(core: Core) -> None:
+    while True:
+        await trio.sleep(SNAPSHOT_SECONDS)
+        core.store.submit_snapshot()
+
+
+async def _sweep(core: Core) -> None:
+    while True:
+        await _trim_unrouted(core)
+        now_s = core.clock.epoch_ms() // 1000
+        for topic in list(core.store.topics.values()):
+            rewritten = 0
+            for entry in list(topic.index.entries()):
+                if entry.expires_s < now_s:
+                    _wake_expired(core, topic)
+                    break
+            for entry in _mostly_settled(core, topic):
+                rewritten += await _rewrite(core, topic, entry)
+                if rewritten >= REWRITES_PER_SWEEP:
+                    break
+        await trio.sleep(SWEEP_SECONDS)
+
+
+def _wake_expired(core: Core, topic: TopicLog) -> None:
+    """Let outlets of absent groups find their expired messages: they read on, and bury what is late."""
+    for outlet in core.router.outlets():
+        if outlet.subscription.topic is topic and not outlet.group.consuming and not outlet.reading and outlet.behind:
+            assert core.deliveries.nursery is not None  # noqa: S101 timers run while the broker does
+            outlet.reading = True
+            core.deliveries.nursery.start_soon(_expire, core, outlet)
+
+
+async def _expire(core: Core, outlet: Outlet) -> None:
+    """Bury what has expired at the front of an absent group's backlog."""
+    await core.deliveries.load(outlet)
+    core.deliveries.bury_expired(outlet)
+    outlet.forget_untouched()
+    core.turn.end()
+
+
+def _mostly_settled(core: Core, topic: TopicLog) -> list[RecordEntry]:
+    """Return records of which less than half is still owed."""
+    del core
+    return [entry for entry in topic.index.entries() if entry.owed * 2 < entry.total]
+
+
+async def _rewrite(core: Core, topic: TopicLog, entry: RecordEntry) -> bool:
+    """Replace an old, mostly settled record by one with only what is still owed."""
+    key = SEQUENCE_KEY.pack(topic.number, entry.first)
+    raw = await trio.to_thread.run_sync(partial(core.store.read_raw, topic, entry.first))
+    current = topic.index.entry(entry.first)
+    if raw is None or current is None:
+        return False
+    try:
+        record = records.read(key, raw)
+    except records.DamagedRecord:
+        return False
+    if record.accepted_ms > core.clock.epoch_ms() - REWRITE_AGE_SECONDS * 1000 or record.damaged:
+        return False
+    blobs: list[bytes] = []
+    relative: list[int] = []
+    runs: list[records.Run] = []
+    for sequence, blob, owners in zip(record.sequences, record.blobs, record.owners, strict=True):
+        owing = tuple(
+            number
+            for number in owners
+            if (one := core.store.subscriptions.get(number)) is not None and sequence not in one.cursor
+        )
+        if owing:
+            blobs.append(blob)
+            relative.append(sequence - entry.first)
+            runs.append((1, owing))
+    owed = sum(len(owners) for _, owners in runs)
+    if owed != current.owed or not blobs:
+        return False  # something is on its way that this does not see; the next sweep looks again
+    submission = Submission(lambda _error: None, urgent=False)
+    value = records.build(key, blobs, records.join_runs(runs), record.accepted_ms, record.expires_ms, relative)
+    submission.rows.append((Table.LOG, key, value))
+    topic.index.replace(entry.first, owed)
+    core.store.writer.submit(submission)
+    return True
+
+
+async def _trim_unrouted(core: Core) -> None:
+    """Drop messages no group was bound to when they are too old, or too many: the oldest first."""
+    sizes = await trio.to_thread.run_sync(core.store.read_unrouted_sizes)
+    total = sum(size for _, size, _ in sizes)
+    oldest_ms = core.clock.epoch_ms() - int(UNROUTED_SECONDS_MAX * 1000)
+    submission = Submission(lambda _error: None, urgent=False)
+    for key, size, accepted_ms in sizes:
+        if accepted_ms >= oldest_ms and total <= UNROUTED_BYTES_MAX:
+            break
+        submission.rows.append((Table.UNROUTED, key, None))
+        total -= size
+    core.unrouted_records = len(sizes) - len(submission.rows)
+    core.unrouted_bytes = total
+    if submission.rows:
+        log.info("dropped old messages no group was bound to", records=len(submission.rows))
+        core.store.writer.submit(submission)
