@@ -1,0 +1,41 @@
+"""The client of kiteq: send durable messages, and handle those your group is bound to."""
+
+from kiteq.binding.bindings import direct, fanout, regex
+from kiteq.errors import (
+    AuthenticationError,
+    ClientClosed,
+    KiteQError,
+    MessageTooLarge,
+    NotConnected,
+    PartlySent,
+    Refused,
+    SendTimeout,
+)
+from kiteq.message import Message, Receipt, Received
+from kiteq_client.client import Client
+from kiteq_client.delivery import Delivery
+from kiteq_client.handlers import Handlers, Reject, RetryAfter
+from kiteq_client.statistics import Statistics
+
+__all__ = [
+    "AuthenticationError",
+    "Client",
+    "ClientClosed",
+    "Delivery",
+    "Handlers",
+    "KiteQError",
+    "Message",
+    "MessageTooLarge",
+    "NotConnected",
+    "PartlySent",
+    "Receipt",
+    "Received",
+    "Refused",
+    "Reject",
+    "RetryAfter",
+    "SendTimeout",
+    "Statistics",
+    "direct",
+    "fanout",
+    "regex",
+]

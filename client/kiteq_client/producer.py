@@ -1,0 +1,72 @@
+"""The sending half of a client: calls that wait for their receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import anyio
+
+from kiteq.errors import ClientClosed, SendTimeout
+from kiteq.message import Message
+from kiteq_client.outgoing import Outgoing, Result, Submission
+
+__all__ = ["Producer"]
+
+
+class Producer:
+    """Keeps the calls of `send` and `send_many` that are not finished.
+
+    ready: called when there may be something for a connection to send. watched: called with each call,
+    so that somebody looks at its deadline.
+    """
+
+    def __init__(
+        self, max_in_flight: int, timeout: float, *, ready: Callable[[], None], watched: Callable[[], None]
+    ) -> None:
+        self.outgoing = Outgoing(max_in_flight, ready)
+        self._timeout = timeout
+        self._watched = watched
+        self._live: dict[Submission, None] = {}
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any call waits for answers."""
+        return bool(self._live)
+
+    async def submit(self, messages: Sequence[Message]) -> list[Result]:
+        """Send messages in order; return a receipt or an error for each."""
+        done = anyio.Event()
+        submission = Submission(messages, monotonic() + self._timeout, done.set)
+        self._live[submission] = None
+        self._watched()
+        self.outgoing.submit(submission)
+        try:
+            await done.wait()
+        finally:
+            del self._live[submission]
+            if not submission.closed:
+                submission.closed = True
+                self.outgoing.withdraw(submission)
+        return submission.results  # type: ignore[return-value]
+
+    def end_late(self, now: float, not_connected: Callable[[], Exception | None]) -> bool:
+        """End calls whose time is over; return whether there were any."""
+        late = [submission for submission in self._live if submission.deadline <= now]
+        if not late:
+            return False
+        waited = f"no answer within {self._timeout:g} s"
+        sent = SendTimeout(f"{waited}: whether it is stored is unknown; sending this message again is safe")
+        unsent = not_connected() or SendTimeout(f"{waited}: the brokers are behind, and it was not sent")
+        for submission in late:
+            submission.give_up(sent, unsent)
+            self.outgoing.withdraw(submission)
+        return True
+
+    def end_all(self, error: Exception | None = None) -> None:
+        """End every call: the client has failed with `error`, or was left."""
+        sent = error or SendTimeout("the client was left before an answer came: outcome unknown")
+        unsent = error or ClientClosed("the client was left before the message was sent")
+        for submission in list(self._live):
+            submission.give_up(sent, unsent)
+            self.outgoing.withdraw(submission)

@@ -1,0 +1,385 @@
+"""One connection to a broker, from greeting to goodbye.
+
+Theory of operation. One task reads and hands each packet to a method named after it, synchronously; one
+task writes everything that is queued in one piece; one keeps the connection and what is held alive.
+Nothing here waits for a handler, so no handler can stop the reading. Whatever goes wrong ends in `run`
+returning the reason in words.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+from anyio.abc import ByteStream
+
+from kiteq.errors import NotConnected, ProtocolError, RemoteProtocolError, SendTimeout, refusal
+from kiteq.limits import (
+    ACK_DEADLINE_SECONDS,
+    BODY_BYTES_MAX_DEFAULT,
+    FRAME_OVERHEAD_BYTES,
+    HEARTBEAT_SECONDS,
+    IDLE_SECONDS_MAX,
+    READ_BYTES,
+)
+from kiteq.remoting.codec import Decoder, encode_packet
+from kiteq.remoting.packets import (
+    WIRE_VERSION,
+    Admin,
+    AdminReply,
+    Credit,
+    Deliver,
+    Extend,
+    Goodbye,
+    Hello,
+    Packet,
+    Ping,
+    Pong,
+    Publish,
+    Receipts,
+    Refusal,
+    Settled,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Welcome,
+)
+from kiteq_client.incoming import Answers, Batch, Incoming, to_ranges
+from kiteq_client.outgoing import Outgoing, Unanswered
+from kiteq_client.signal import Signal
+from kiteq_client.statistics import Counters
+
+__all__ = ["Session", "Shared"]
+
+logger = logging.getLogger("kiteq_client")
+
+LEAVE_POLL_SECONDS: Final = 0.005
+"""How often a connection that ends looks whether everything is answered; only then is it polled."""
+FLUSH_SECONDS: Final = 0.002
+"""How long acks wait for others to share their frame."""
+
+_BROKEN = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+
+
+class Shared(NamedTuple):
+    """What all connections of a client have in common.
+
+    held_tags: tags of a session that handlers or deliveries hold.
+    """
+
+    outgoing: Outgoing
+    incoming: Incoming[Session]
+    prefetch: int
+    timeout: float
+    held_tags: Callable[[Session], list[int]]
+    counters: Counters
+
+
+class _Request:
+    """A request somebody waits for."""
+
+    __slots__ = ("answered", "error", "result")
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.result: Any = None
+        self.error: Exception | None = None
+
+
+class _Owner(Protocol):
+    """The broker a session belongs to."""
+
+    unanswered: Unanswered
+
+    def next_request(self) -> int: ...
+
+
+class Session:
+    """One accepted connection.
+
+    stream: connected. owner: keeps request numbers and unanswered messages across connections.
+    """
+
+    def __init__(self, stream: ByteStream, owner: _Owner, shared: Shared) -> None:
+        self.alive = False
+        self.leaving = False
+        self.reason = ""
+        self.broker = ""
+        self.answers = Answers(max(1, shared.prefetch // 2), self._answers_pending, shared.counters)
+        self._stream = stream
+        self._owner = owner
+        self._shared = shared
+        self._unanswered = owner.unanswered
+        self._decoder = Decoder(BODY_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES)
+        self._requests: dict[int, _Request] = {}
+        self._control: list[bytes] = []
+        self._wake = Signal()
+        self._flush = Signal()
+        self._scope = anyio.CancelScope()
+        self._body_bytes_max = BODY_BYTES_MAX_DEFAULT
+        self._heartbeat_s = HEARTBEAT_SECONDS
+        self._idle_s = IDLE_SECONDS_MAX
+        self._extend_s = ACK_DEADLINE_SECONDS / 3
+        self._sent_at = self._received_at = anyio.current_time()
+        self._writing = False
+        self.goodbye = anyio.Event()
+
+    # --- the greeting --------------------------------------------------------------------------
+    async def greet(self, hello: Hello) -> None:
+        """Introduce the client; return once the broker has accepted and its bindings are durable.
+
+        Raises the broker's refusal, `ProtocolError`, or an error of the connection.
+        """
+        await self._stream.send(encode_packet(hello))
+        packets: list[Packet] = []
+        while not packets:
+            packets = self._decoder.feed(await self._stream.receive(READ_BYTES))
+        first = packets[0]
+        if type(first) is Refusal:
+            raise refusal(first.code, first.reason, first.temporary)
+        if type(first) is not Welcome or first.version != WIRE_VERSION:
+            raise RemoteProtocolError(f"the broker answered the greeting with {type(first).__name__}"[:200])
+        limits = first.limits
+        self.broker = first.broker
+        self._body_bytes_max = limits.get("body_bytes", BODY_BYTES_MAX_DEFAULT)
+        self._decoder.frame_bytes_max = limits.get("frame_bytes", self._decoder.frame_bytes_max)
+        self._heartbeat_s = limits.get("heartbeat_ms", HEARTBEAT_SECONDS * 1000) / 1000
+        self._idle_s = limits.get("idle_ms", IDLE_SECONDS_MAX * 1000) / 1000
+        self._extend_s = limits.get("ack_deadline_ms", ACK_DEADLINE_SECONDS * 1000) / 3000
+        self.alive = True
+        self._dispatch(packets[1:])
+
+    # --- the life ------------------------------------------------------------------------------
+    async def run(self) -> str:
+        """Carry packets until the connection ends; return why it ended."""
+        try:
+            for request, frame in self._unanswered.frames.items():
+                self._control.append(encode_packet(Publish(request, frame.blobs)))
+            self._wake.set()
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    for work in (self._write, self._flush_answers, self._keep_alive):
+                        tasks.start_soon(self._ending_with_reason, work)
+                    await self._ending_with_reason(self._read)
+        finally:
+            self.alive = self._writing = False
+            self._control = []
+            self._shared.incoming.drop(self)
+            for waiting in self._requests.values():
+                waiting.error = NotConnected(f"the connection to {self.broker} was lost: {self.reason}")
+                waiting.answered.set()
+            self._requests.clear()
+        return self.reason
+
+    async def _ending_with_reason(self, work: Callable[[], Any]) -> None:
+        """Run one task of the connection; whichever ends first ends the others."""
+        try:
+            reason = await work()
+        except ProtocolError as error:
+            reason = str(error)
+            self._control.append(encode_packet(Refusal(0, "bad_frame", reason[:200], temporary=False)))
+            with anyio.move_on_after(1):
+                await self._send_queued()
+        except _BROKEN as error:
+            reason = "the broker closed the connection" if isinstance(error, anyio.EndOfStream) else str(error)
+            reason = reason or "the connection broke"
+        self.reason = self.reason or reason
+        self._scope.cancel()
+
+    async def _read(self) -> str:
+        stream, decoder = self._stream, self._decoder
+        while True:
+            chunk = await stream.receive(READ_BYTES)
+            self._received_at = anyio.current_time()
+            self._dispatch(decoder.feed(chunk))
+
+    async def _write(self) -> str:
+        while True:
+            await self._wake.wait()
+            await self._send_queued()
+
+    async def _send_queued(self) -> None:
+        """Send all that is queued, one piece at a time, until nothing is."""
+        while True:
+            pieces, self._control = self._control, []
+            if self.alive and not self.leaving:
+                while (frame := self._shared.outgoing.take(self._body_bytes_max)) is not None:
+                    self._unanswered.add(request := self._owner.next_request(), frame)
+                    pieces.append(encode_packet(Publish(request, frame.blobs)))
+            if not pieces:
+                return
+            self._writing = True
+            await self._stream.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._writing = False
+            self._sent_at = anyio.current_time()
+
+    async def _flush_answers(self) -> str:
+        while True:
+            await self._flush.wait()
+            await anyio.sleep(FLUSH_SECONDS)
+            self.flush()
+
+    async def _keep_alive(self) -> str:
+        """Extend what is held, say something when idle, notice a peer that says nothing."""
+        tick_s = min(self._heartbeat_s, self._extend_s, self._idle_s) / 4
+        extended_at = anyio.current_time()
+        while True:
+            await anyio.sleep(tick_s)
+            now = anyio.current_time()
+            if now - self._received_at > self._idle_s:
+                return f"the broker said nothing for {self._idle_s:g} s"
+            if now - extended_at >= self._extend_s - tick_s:
+                extended_at = now
+                held = to_ranges(self._shared.held_tags(self), self._shared.incoming.queued_ranges(self))
+                if held:
+                    self.send(Extend(self._owner.next_request(), held))
+            if now - min(self._sent_at, self._received_at) >= self._heartbeat_s - tick_s:
+                self.send(Ping(self._owner.next_request()))
+
+    # --- what arrives --------------------------------------------------------------------------
+    def _dispatch(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            kind = type(packet)
+            if kind is Receipts:
+                count = self._unanswered.answer(packet, self.broker, monotonic())  # type: ignore[arg-type]
+                self._shared.counters.sent += count
+                if not count:
+                    logger.warning("%s sent receipts for an unknown request", self.broker)
+            elif kind is Deliver:
+                self._deliver(packet)  # type: ignore[arg-type]
+            elif kind is Settled:
+                self.answers.settled(packet.request, packet.stale)  # type: ignore[union-attr]
+            elif kind is Ping:
+                self.send(Pong(packet.request))
+            elif kind is Refusal:
+                self._refused(packet)  # type: ignore[arg-type]
+            elif kind is Subscribed or kind is AdminReply:
+                if (request := self._requests.pop(packet.request, None)) is not None:
+                    request.result = packet.result if type(packet) is AdminReply else None
+                    request.answered.set()
+            elif kind is Goodbye:
+                logger.info("%s says goodbye: %s", self.broker, packet.reason)  # type: ignore[union-attr]
+                self.leaving = True
+                self.goodbye.set()
+                self.reason = self.reason or f"the broker said goodbye: {packet.reason}"  # type: ignore[union-attr]
+            elif kind is not Pong:
+                raise RemoteProtocolError(f"a broker must not send {kind.__name__}")
+
+    def _deliver(self, packet: Deliver) -> None:
+        if type(packet.attempts) is list and len(packet.attempts) != len(packet.messages):
+            raise RemoteProtocolError("Deliver.attempts does not have one item per message")
+        if self._shared.incoming.accepting:
+            self._shared.incoming.put(Batch(self, packet))
+        else:
+            self.hand_back(packet.first_tag, packet.first_tag + len(packet.messages) - 1)
+
+    def _refused(self, packet: Refusal) -> None:
+        error = refusal(packet.code, packet.reason, packet.temporary)
+        if packet.request == 0:
+            self.reason = f"the broker ended the connection: {error}"
+        elif (request := self._requests.pop(packet.request, None)) is not None:
+            request.error = error
+            request.answered.set()
+        elif packet.request in self.answers.unsettled:
+            self.answers.settled(packet.request, [])
+            logger.warning("%s refused an ack or nack: %s", self.broker, error)
+        elif not self._unanswered.refuse(packet.request, error):
+            logger.warning("%s refused: %s", self.broker, error)
+
+    # --- what is asked of it -------------------------------------------------------------------
+    @property
+    def takes_messages(self) -> bool:
+        """Whether new messages may be sent here."""
+        return self.alive and not self.leaving
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    def send(self, packet: Packet) -> None:
+        """Queue a packet; it leaves with all that is queued."""
+        self._control.append(encode_packet(packet))
+        self._wake.set()
+
+    def grant(self, window: int) -> None:
+        """Let the broker have this many messages unacked here."""
+        if self.alive:
+            self.send(Credit(self._owner.next_request(), window))
+
+    def flush(self) -> None:
+        """Send the acks and nacks collected so far."""
+        if self.answers.count and self.alive:
+            for packet in self.answers.flush(self._owner.next_request):
+                self.send(packet)
+
+    def ack(self, tag: int) -> bool:
+        """Answer a delivery: done. Return whether the caller should let other tasks run now."""
+        if self.alive and self.answers.ack(tag):
+            self.flush()
+            return True
+        return False
+
+    def nack(self, tag: int, how: int, after_ms: int | None, error: str) -> bool:
+        """Answer a delivery: failed, rejected or handed back. Return as `ack` does."""
+        if self.alive and self.answers.nack(tag, how, after_ms, error):
+            self.flush()
+            return True
+        return False
+
+    def hand_back(self, first: int, last: int) -> None:
+        """Answer deliveries that nobody started."""
+        if self.alive:
+            self.answers.hand_back(first, last)
+            self.flush()
+
+    def _answers_pending(self) -> None:
+        self._flush.set()
+
+    async def ask(self, make: Callable[[int], Subscribe | Unsubscribe | Admin]) -> Any:
+        """Send a request and return its result. Raises its refusal, `SendTimeout` or `NotConnected`."""
+        number = self._owner.next_request()
+        self._requests[number] = request = _Request()
+        self.send(make(number))
+        try:
+            with anyio.fail_after(self._shared.timeout):
+                await request.answered.wait()
+        except TimeoutError:
+            raise SendTimeout(f"{self.broker} did not answer within {self._shared.timeout:g} s") from None
+        finally:
+            self._requests.pop(number, None)
+        if request.error is not None:
+            raise request.error
+        return request.result
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything sent is answered, and everything delivered is answered and confirmed."""
+        return not (
+            self._unanswered.frames
+            or self.answers.count
+            or self.answers.unsettled
+            or self._control
+            or self._writing
+            or self._shared.held_tags(self)
+            or self._shared.incoming.queued_ranges(self)
+        )
+
+    async def wait_quiet(self) -> None:
+        """Return when nothing is open any more, or when the connection ended."""
+        while self.alive and not self.is_quiet:  # noqa: ASYNC110 no event per batch for this one moment
+            self.flush()
+            await anyio.sleep(LEAVE_POLL_SECONDS)
+
+    async def leave(self) -> None:
+        """Say goodbye, which gives back what is unacked, and end the connection."""
+        if self.alive:
+            self.flush()
+            self.reason = self.reason or "the client left"
+            self.leaving = True
+            self.send(Goodbye(self._owner.next_request(), "leaving"))
+            while self._control or self._writing:  # noqa: ASYNC110 only here, not per piece
+                await anyio.sleep(LEAVE_POLL_SECONDS)
+            self._scope.cancel()
