@@ -48,6 +48,8 @@ class Binding:
         check_name("topic", self.topic)
         if self.kind is Kind.DIRECT:
             check_name("message type", self.pattern)
+        elif not isinstance(self.pattern, str):
+            raise ValueError(f"a pattern must be a str, not {type(self.pattern).__name__}")
         elif self.kind is Kind.REGEX:
             if not 1 <= len(self.pattern) <= PATTERN_LENGTH_MAX:
                 raise ValueError(
@@ -55,10 +57,13 @@ class Binding:
                 )
         elif self.pattern != ANY_TYPE:
             raise ValueError(f"the pattern of a fanout binding is {ANY_TYPE!r}, not {self.pattern[:NAME_LENGTH_MAX]!r}")
-        if self.watermark is not None and not 1 <= self.watermark <= WATERMARK_MAX:
-            raise ValueError(f"a watermark is 1 message a second or more, not {self.watermark}")
+        rate = self.watermark
+        if rate is not None and not (type(rate) is int and 1 <= rate <= WATERMARK_MAX):
+            raise ValueError(f"a watermark is a whole number of messages a second, 1 or more, not {rate!r}")
+        if type(self.persistent) is not bool:
+            raise ValueError(f"persistent is True or False, not {self.persistent!r}")
         if self.start not in STARTS:
-            raise ValueError(f"start is 'latest' or 'first', not {self.start[:64]!r}")
+            raise ValueError(f"start is 'latest' or 'first', not {str(self.start)[:64]!r}")
 
     def __str__(self) -> str:
         """Return the binding as a person would say it."""
@@ -93,9 +98,11 @@ def to_wire(binding: Binding) -> list[object]:
 
 def from_wire(fields: Sequence[object]) -> Binding:
     """Return the binding of such a list. Raises `ValueError`."""
+    if len(fields) < 6:
+        raise ValueError("a binding is [topic, kind, pattern, watermark, persistent, start]")
     topic, kind, pattern, watermark, persistent, start = fields[:6]
-    if not (isinstance(topic, str) and isinstance(kind, int) and isinstance(pattern, str) and isinstance(start, str)):
-        raise ValueError("a binding is [topic, kind, pattern, watermark, persistent, start]")  # noqa: TRY004
+    if not (isinstance(topic, str) and type(kind) is int and isinstance(pattern, str) and isinstance(start, str)):
+        raise ValueError("a binding is [topic, kind, pattern, watermark, persistent, start]")
     if not (watermark is None or type(watermark) is int) or type(persistent) is not bool:
         raise ValueError("a binding's watermark is a number or nil, and persistent true or false")
     return Binding(topic, Kind(kind), pattern, watermark, persistent, start)

@@ -37,7 +37,10 @@ class Matcher:
             self.matches = _always
         else:
             try:
+                binding.pattern.encode()
                 compiled = re2.compile(binding.pattern, _options())
+            except UnicodeEncodeError:
+                raise ValueError(f"the pattern {binding.pattern!r} is not valid text") from None
             except re2.error as error:
                 reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
                 raise ValueError(f"the pattern {binding.pattern!r} is not valid RE2: {reason}") from None

@@ -41,26 +41,36 @@ class Decoder:
     frame_bytes_max: a longer frame is an error as soon as its length is read; may be raised later.
     """
 
-    __slots__ = ("_buffer", "frame_bytes_max")
+    __slots__ = ("_partial", "_wanted", "frame_bytes_max")
 
     def __init__(self, frame_bytes_max: int) -> None:
-        self._buffer = b""
+        self._partial = bytearray()
+        """The unfinished frame; it grows in place, so that a large frame is not copied at each read."""
+        self._wanted = LENGTH_BYTES
+        """Nothing can be decoded before this many bytes of it are there."""
         self.frame_bytes_max = frame_bytes_max
 
     @property
     def has_partial_frame(self) -> bool:
         """Whether bytes of an unfinished frame are held."""
-        return bool(self._buffer)
+        return bool(self._partial)
 
     def feed(self, chunk: bytes) -> list[Packet]:
         """Take the bytes of one read; return the packets now complete, in order.
 
         Raises `RemoteProtocolError`, after which the decoder must not be used again.
         """
-        buffer = self._buffer + chunk if self._buffer else chunk
+        buffer = chunk
+        if self._partial:
+            self._partial += chunk
+            if len(self._partial) < self._wanted:
+                return []
+            buffer = bytes(self._partial)
+            self._partial.clear()
         size = len(buffer)
         packets: list[Packet] = []
         start = 0
+        wanted = LENGTH_BYTES
         while size - start >= LENGTH_BYTES:
             body_at = start + LENGTH_BYTES
             length = int.from_bytes(buffer[start:body_at], "big")
@@ -68,10 +78,13 @@ class Decoder:
                 raise RemoteProtocolError(f"a frame of {length} bytes; 1 to {self.frame_bytes_max} are allowed here")
             end = body_at + length
             if end > size:
+                wanted = LENGTH_BYTES + length
                 break
             packets.append(self._decode(buffer[body_at:end]))
             start = end
-        self._buffer = buffer[start:] if start else buffer
+        if start < size:
+            self._partial += memoryview(buffer)[start:]
+            self._wanted = wanted
         return packets
 
     def _decode(self, body: bytes) -> Packet:

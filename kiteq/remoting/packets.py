@@ -10,7 +10,26 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from kiteq.errors import RemoteProtocolError
-from kiteq.limits import ERROR_LENGTH_MAX, FRAME_ITEMS_MAX, PREFETCH_MAX
+from kiteq.remoting.shapes import (
+    is_arguments,
+    is_bindings,
+    is_blobs,
+    is_bool,
+    is_exceptions,
+    is_instance,
+    is_int_or_ints,
+    is_ints,
+    is_limits,
+    is_nacks,
+    is_plain,
+    is_ranges,
+    is_tag,
+    is_text,
+    is_texts,
+    is_u32,
+    is_window,
+    shown,
+)
 
 __all__ = [
     "PROTOCOL",
@@ -244,130 +263,30 @@ Packet = (
 )
 
 
-def _is_u32(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 32
-
-
-def _is_text(value: object) -> bool:
-    return type(value) is str and len(value) <= 4 * ERROR_LENGTH_MAX
-
-
-def _is_bool(value: object) -> bool:
-    return type(value) is bool
-
-
-def _is_blobs(value: object) -> bool:
-    return type(value) is list and 0 < len(value) <= FRAME_ITEMS_MAX and set(map(type, value)) == {bytes}
-
-
-def _is_ints(value: object) -> bool:
-    return (
-        type(value) is list and (not value or set(map(type, value)) == {int}) and all(0 <= i < 1 << 63 for i in value)
-    )
-
-
-def _is_texts(value: object) -> bool:
-    return type(value) is list and all(map(_is_text, value))
-
-
-def _is_lists(value: object) -> bool:
-    return type(value) is list and (not value or set(map(type, value)) == {list})
-
-
-def _is_ranges(value: object) -> bool:
-    return _is_ints(value) and len(value) % 2 == 0 and all(map(int.__le__, value[::2], value[1::2]))  # type: ignore[index, arg-type]
-
-
-def _is_int_or_ints(value: object) -> bool:
-    return _is_u32(value) or _is_ints(value)
-
-
-def _is_binding(item: list[Any]) -> bool:
-    return (
-        len(item) >= 6
-        and type(item[0]) is str
-        and item[1] in (0, 1, 2)
-        and type(item[2]) is str
-        and (item[3] is None or _is_u32(item[3]))
-        and type(item[4]) is bool
-        and type(item[5]) is str
-    )
-
-
-def _is_bindings(value: object) -> bool:
-    return _is_lists(value) and all(map(_is_binding, value))  # type: ignore[call-overload]
-
-
-def _is_nack(item: list[Any]) -> bool:
-    return (
-        len(item) >= 4
-        and type(item[0]) is int
-        and item[1] in (NACK_FAILED, NACK_REJECTED, NACK_UNSTARTED)
-        and (item[2] is None or _is_u32(item[2]))
-        and type(item[3]) is str
-    )
-
-
-def _is_nacks(value: object) -> bool:
-    return _is_lists(value) and all(map(_is_nack, value))  # type: ignore[call-overload]
-
-
-def _is_exception(item: list[Any]) -> bool:
-    return len(item) >= 4 and _is_u32(item[0]) and _is_text(item[1]) and _is_text(item[2]) and _is_bool(item[3])
-
-
-def _is_exceptions(value: object) -> bool:
-    return _is_lists(value) and all(map(_is_exception, value))  # type: ignore[call-overload]
-
-
-def _is_map(value: object) -> bool:
-    return type(value) is dict and all(type(name) is str for name in value)
-
-
-def _is_limits(value: object) -> bool:
-    return _is_map(value) and all(type(limit) is int for limit in value.values())  # type: ignore[attr-defined]
-
-
-def _is_instance(value: object) -> bool:
-    return type(value) is bytes and len(value) == 16
-
-
-def _is_window(value: object) -> bool:
-    return type(value) is int and 0 <= value <= PREFETCH_MAX
-
-
-def _is_tag(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_any(value: object) -> bool:  # noqa: ARG001 the check that accepts everything
-    return True
-
-
 Check = Callable[[object], bool]
 
 SHAPES: Final[dict[int, tuple[type[Any], tuple[Check, ...]]]] = {
-    1: (Hello, (_is_text, _is_ints, _is_instance, _is_text, _is_texts, _is_bindings, _is_u32, _is_u32)),
-    2: (Welcome, (_is_u32, _is_text, _is_limits, _is_bool)),
-    3: (Refusal, (_is_text, _is_text, _is_bool)),
+    1: (Hello, (is_text, is_ints, is_instance, is_text, is_texts, is_bindings, is_u32, is_u32)),
+    2: (Welcome, (is_u32, is_text, is_limits, is_bool)),
+    3: (Refusal, (is_text, is_text, is_bool)),
     4: (Ping, ()),
     5: (Pong, ()),
-    6: (Goodbye, (_is_text,)),
+    6: (Goodbye, (is_text,)),
     # 7 to 9 are reserved for authentication
-    16: (Publish, (_is_blobs,)),
-    17: (Receipts, (_is_int_or_ints, _is_bool, _is_exceptions)),
-    18: (Subscribe, (_is_bindings,)),
+    16: (Publish, (is_blobs,)),
+    17: (Receipts, (is_int_or_ints, is_bool, is_exceptions)),
+    18: (Subscribe, (is_bindings,)),
     19: (Subscribed, ()),
-    20: (Unsubscribe, (_is_text, _is_u32, _is_text)),
-    24: (Credit, (_is_window,)),
-    25: (Deliver, (_is_tag, _is_int_or_ints, _is_blobs)),
-    26: (Ack, (_is_ranges,)),
-    27: (Nack, (_is_nacks,)),
-    28: (Settled, (_is_ranges,)),
-    29: (Extend, (_is_ranges,)),
+    20: (Unsubscribe, (is_text, is_u32, is_text)),
+    24: (Credit, (is_window,)),
+    25: (Deliver, (is_tag, is_int_or_ints, is_blobs)),
+    26: (Ack, (is_ranges,)),
+    27: (Nack, (is_nacks,)),
+    28: (Settled, (is_ranges,)),
+    29: (Extend, (is_ranges,)),
     # 32 to 47 are reserved for transactions
-    48: (Admin, (_is_text, _is_map)),
-    49: (AdminReply, (_is_any,)),
+    48: (Admin, (is_text, is_arguments)),
+    49: (AdminReply, (is_plain,)),
 }
 TYPE_NUMBERS: Final[dict[type[Any], int]] = {shape[0]: number for number, shape in SHAPES.items()}
 
@@ -378,9 +297,9 @@ def parse_packet(fields: object) -> Packet:
         raise RemoteProtocolError("a frame is not a list of at least a type and a request id")
     number, request = fields[0], fields[1]
     if type(number) is not int or (shape := SHAPES.get(number)) is None:
-        raise RemoteProtocolError(f"unknown packet type {number!r}"[:200])
-    if not _is_u32(request):
-        raise RemoteProtocolError(f"the request id {request!r} is not a 32-bit number"[:200])
+        raise RemoteProtocolError(f"unknown packet type {shown(number)}")
+    if not is_u32(request):
+        raise RemoteProtocolError(f"the request id {shown(request)} is not a 32-bit number")
     packet, checks = shape
     wanted = len(checks)
     values = fields[2 : 2 + wanted]
@@ -388,5 +307,5 @@ def parse_packet(fields: object) -> Packet:
         raise RemoteProtocolError(f"{packet.__name__} has {len(values)} fields, not {wanted}")
     for name, check, value in zip(packet._fields[1:], checks, values, strict=True):
         if not check(value):
-            raise RemoteProtocolError(f"{packet.__name__}.{name} is not valid: {value!r}"[:200])
+            raise RemoteProtocolError(f"{packet.__name__}.{name} is not valid: {shown(value)}")
     return packet(request, *values)  # type: ignore[no-any-return]
