@@ -369,7 +369,7 @@ class Session:
 
     async def wait_quiet(self) -> None:
         """Return when nothing is open any more, or when the connection ended."""
-        while self.alive and not self.is_quiet:  # noqa: ASYNC110 no event per batch for this one moment
+        while self.alive and not self.is_quiet:
             self.flush()
             await anyio.sleep(LEAVE_POLL_SECONDS)
 
