@@ -66,7 +66,7 @@ class Broker:
         core.turn.end()
         with trio.move_on_after(core.settings.drain_timeout):
             await trio.sleep(GOODBYE_SECONDS)
-            while any(peer.in_flight or peer.uncommitted_bytes for peer in core.peers):
+            while any(peer.in_flight or peer.uncommitted_bytes for peer in core.peers):  # noqa: ASYNC110 many causes
                 await trio.sleep(GOODBYE_SECONDS)
         finished = trio.Event()
         core.store.on_durable(finished.set)
@@ -157,16 +157,14 @@ def _assemble(settings: Settings, clock: Clock, store: Store) -> tuple[Core, dic
     def resume(event: Stored | NotStored) -> None:
         pipeline.run(event, after=Persist)
 
-    for handler in handlers:
-        if isinstance(handler, Persist):
-            handler.resume = resume
+    core.resume = resume
     store.after_commit = turn.end
     return core, sessions, pipeline
 
 
 async def _fail_with_store(store: Store) -> None:
     await store.failed.wait()
-    assert store.failure is not None  # noqa: S101 set before the event
+    assert store.failure is not None
     raise store.failure
 
 
@@ -186,7 +184,7 @@ async def _accept(
                     sock, address = listener.accept()
                 except OSError as error:
                     if error.errno in (errno.EMFILE, errno.ENFILE):
-                        log.error("no file descriptor is left for another connection")
+                        log.warning("no file descriptor is left for another connection")
                         await trio.sleep(ACCEPT_PAUSE_SECONDS)
                     continue
                 connections.start_soon(_serve_connection, sock, address, core, sessions, pipeline)

@@ -107,7 +107,8 @@ async def _check_room(core: Core) -> None:
     elif usage.disk_free < free_min:
         core.refusing = ("disk_full", f"the disk has {usage.disk_free} bytes free, {free_min} are needed")
     else:
-        core.refusing = _check_quotas(core)
+        core.refusing = None
+        _check_quotas(core)
     if core.refusing != before and core.refusing is not None:
         log.error("publishing is refused", reason=core.refusing[1])
     elif core.refusing != before:
@@ -159,7 +160,7 @@ def _wake_expired(core: Core, topic: TopicLog) -> None:
     """Let outlets of absent groups find their expired messages: they read on, and bury what is late."""
     for outlet in core.router.outlets():
         if outlet.subscription.topic is topic and not outlet.group.consuming and not outlet.reading and outlet.behind:
-            assert core.deliveries.nursery is not None  # noqa: S101 timers run while the broker does
+            assert core.deliveries.nursery is not None
             outlet.reading = True
             core.deliveries.nursery.start_soon(_expire, core, outlet)
 

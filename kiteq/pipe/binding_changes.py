@@ -52,11 +52,11 @@ def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> Non
     if not taking_over:
         core.router.put(group, changes, outlets, done)
         return
-    assert core.deliveries.nursery is not None  # noqa: S101 packets arrive only while the broker runs
+    assert core.deliveries.nursery is not None
     core.deliveries.nursery.start_soon(_take_over_and_put, core, group, changes, outlets, taking_over, done)
 
 
-async def _take_over_and_put(  # noqa: PLR0913, PLR0917 the state of one change, handed from one step to the next
+async def _take_over_and_put(
     core: Core,
     group: str,
     changes: dict[str, tuple[Binding, ...]],
@@ -91,7 +91,7 @@ async def _take_over(core: Core, outlets: dict[str, Outlet]) -> None:
                 starts[topic] = SEQUENCE_KEY.unpack(key)[1] + 1
                 if record is not None:
                     _copy(core, outlet, record)
-        if not copied and all(outlet.subscription.topic.unrouted_end == ends[topic] for topic, outlet in outlets.items()):
+        if not copied and ends == {topic: one.subscription.topic.unrouted_end for topic, one in outlets.items()}:
             return
 
 
@@ -129,7 +129,7 @@ def _copy(core: Core, outlet: Outlet, record: Record) -> None:
     core.store.writer.submit(submission)
 
 
-def unbind(core: Core, group: str, topic: str, kind: int, pattern: str, done: Done) -> bool:  # noqa: PLR0913, PLR0917
+def unbind(core: Core, group: str, topic: str, kind: int, pattern: str, done: Done) -> bool:
     """Remove one binding; with the last one of a topic the group leaves it. Return whether it was there."""
     outlet = core.deliveries.group(group).outlets.get(topic)
     if outlet is None:
@@ -158,7 +158,7 @@ def drop(core: Core, outlet: Outlet, done: Done) -> None:
     submission = Submission(done)
     core.store.save_subscription(outlet.subscription, submission, active=False)
     core.store.writer.submit(submission)
-    assert core.deliveries.nursery is not None  # noqa: S101 asked for over the network
+    assert core.deliveries.nursery is not None
     core.deliveries.nursery.start_soon(_discard_and_forget, core, outlet)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from kiteq.config import Settings
     from kiteq.pipe.deliveries import Deliveries
     from kiteq.pipe.duplicates import DuplicateWindow
+    from kiteq.pipe.events import NotStored, Stored
     from kiteq.pipe.peer import Peer
     from kiteq.pipe.router import Router
     from kiteq.pipe.turn import Turn
@@ -37,6 +39,8 @@ class Core:
     started_at: float
     peers: set[Peer] = field(default_factory=set)
     refusing: tuple[str, str] | None = None
+    resume: Callable[[Stored | NotStored], None] = lambda _event: None
+    """Runs the event of a finished commit through the handlers behind `persist`."""
     full_topics: dict[str, str] = field(default_factory=dict)
     """Topics refused because a group, named here, is over its quota."""
     draining: bool = False

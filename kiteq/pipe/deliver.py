@@ -25,9 +25,9 @@ class Deliver:
     def handle(self, event: Stored | CreditGranted | Departed) -> tuple[()]:
         """Note what changed; the end of the turn dispatches."""
         core = self._core
-        if type(event) is Stored:
+        if isinstance(event, Stored):
             self._add(event)
-        elif type(event) is CreditGranted:
+        elif isinstance(event, CreditGranted):
             core.deliveries.credit(event.peer, event.packet.window)
         else:
             peer = event.peer

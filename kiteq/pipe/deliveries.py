@@ -193,7 +193,7 @@ class Deliveries:
         now_ms = self._clock.epoch_ms()
         if outlet.due and outlet.due[0][0] <= now_ms and not outlet.reading_retries:
             outlet.reading_retries = True
-            sequences = []
+            sequences: list[int] = []
             while outlet.due and outlet.due[0][0] <= now_ms and len(sequences) < RETRIES_LOADED:
                 sequences.append(heapq.heappop(outlet.due)[1])
             nursery.start_soon(self._load_retries, outlet, sequences)
@@ -207,11 +207,13 @@ class Deliveries:
         """Read on in the log; `outlet.reading` was set by the caller and ends with it."""
         topic = outlet.subscription.topic
         below = topic.committed
-        start = topic.index.at_or_before(outlet.position)
+        position = outlet.position
+        start = topic.index.at_or_before(position)
         read = partial(self._store.read_log, outlet.subscription, start, below, LOAD_BYTES)
         loaded = await trio.to_thread.run_sync(read)
         outlet.reading = False
-        self.take_loaded(outlet, loaded)
+        if outlet.position == position:  # else memory was given up meanwhile, and what was read lies behind a gap
+            self.take_loaded(outlet, loaded)
         outlet.behind = outlet.position < topic.committed
         self._turn.outlets[outlet] = None
         self._turn.end()

@@ -125,7 +125,9 @@ class Placed:
 
     __slots__ = ("blobs", "expires_ms", "first", "fly", "outlets", "owners", "topic")
 
-    def __init__(self, kind: Kind, outlets: tuple[Outlet, ...], blobs: list[bytes], expires_ms: int, *, fly: bool) -> None:
+    def __init__(
+        self, kind: Kind, outlets: tuple[Outlet, ...], blobs: list[bytes], expires_ms: int, *, fly: bool
+    ) -> None:
         self.topic = kind.topic
         self.outlets = outlets
         self.owners = kind.owners

@@ -19,4 +19,4 @@ _FROM = [start for start, _ in WAITS_SECONDS]
 def wait_seconds(failures: int) -> float:
     """Return how long a message waits after its nth failure, n from 1."""
     wait = WAITS_SECONDS[bisect_right(_FROM, failures) - 1][1]
-    return wait * (1 + JITTER_SHARE * random.random())  # noqa: S311 jitter, not a secret
+    return wait * (1 + JITTER_SHARE * random.random())

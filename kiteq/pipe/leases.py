@@ -31,7 +31,7 @@ class Chunk:
 
     __slots__ = ("accepted_ms", "blobs", "expires_ms", "failures", "history", "low", "origin", "sequences")
 
-    def __init__(  # noqa: PLR0913 made in two places, on the hot path
+    def __init__(
         self,
         sequences: Sequence[int],
         low: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from kiteq.binding.matching import Matcher
@@ -29,7 +30,8 @@ class Outlet:
     """
 
     __slots__ = (
-        "_allowance", "_allowance_at", "behind", "closed", "damaged", "dropped", "due", "fly", "group", "leased", "matchers",
+        "_allowance", "_allowance_at", "behind", "closed", "damaged", "dropped", "due", "fly", "group", "leased",
+        "matchers",
         "position", "reading", "ready", "ready_bytes", "reading_retries", "replaying", "subscription",
     )  # fmt: skip
 
@@ -119,11 +121,23 @@ class Outlet:
 
     def forget_untouched(self) -> None:
         """Give up memory nobody will need soon: what never failed is read from the log again."""
-        while self.ready and not self.ready[-1].failures and self.ready[-1].origin is Origin.LOG:
-            chunk = self.ready.pop()
-            self.position = chunk.sequences[0]
-            self.ready_bytes -= sum(map(len, chunk.blobs))
-            self.behind = True
+        if not self.leased:
+            # What was handed back stands before older messages, so the order of `ready` says nothing here:
+            # everything from `position` on is read again, hence only what no kept message lies behind may go.
+            latest_first = sorted(
+                (chunk for chunk in self.ready if chunk.origin is Origin.LOG),
+                key=lambda chunk: chunk.sequences[-1],
+                reverse=True,
+            )
+            forgotten: set[Chunk] = set()
+            for chunk, earlier in zip_longest(latest_first, latest_first[1:]):
+                if chunk.failures or (earlier is not None and earlier.sequences[-1] >= chunk.sequences[0]):
+                    break
+                forgotten.add(chunk)
+                self.position = chunk.sequences[0]
+                self.ready_bytes -= sum(map(len, chunk.blobs))
+                self.behind = True
+            self.ready = deque(chunk for chunk in self.ready if chunk not in forgotten)
         self.dropped += len(self.fly)
         self.fly.clear()
 

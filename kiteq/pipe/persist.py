@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kiteq.errors import StoreFull
@@ -18,17 +17,13 @@ __all__ = ["Persist"]
 
 
 class Persist:
-    """Gives each message its sequence, and its place in the log or among the unrouted.
-
-    resume: runs the events of a finished commit through the rest of the pipeline.
-    """
+    """Gives each message its sequence, and its place in the log or among the unrouted."""
 
     accepts = (Routed,)
     emits = (Accepted, Stored, NotStored)
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.resume: Callable[[Stored | NotStored], None] = lambda _event: None
 
     def handle(self, event: Routed) -> tuple[Stored | Accepted, ...]:
         """Submit a batch; nothing follows yet, unless nothing has to be durable first."""
@@ -78,10 +73,10 @@ class Persist:
         batch = event.batch
         batch.peer.uncommitted_bytes -= batch.size
         if error is None:
-            self.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
+            self._core.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
             return
         self._take_back(event)
-        self.resume(NotStored(batch, error if isinstance(error, StoreFull) else StoreFull(str(error))))
+        self._core.resume(NotStored(batch, error if isinstance(error, StoreFull) else StoreFull(str(error))))
 
     def _take_back(self, event: Routed) -> None:
         """Forget what was not stored after all."""

@@ -36,7 +36,7 @@ class Handler(Protocol):
     accepts: tuple[type[Any], ...]
     emits: tuple[type[Any], ...]
 
-    def handle(self, event: Any) -> Iterable[Any]:  # noqa: ANN401 each handler has its own kinds of events
+    def handle(self, event: Any) -> Iterable[Any]:
         """Act on a fact; return the facts that follow from it."""
 
 
@@ -134,4 +134,3 @@ def describe() -> str:
         summary = (handler.__doc__ or "").strip().splitlines()[0]
         lines.append(f"{handler.__name__.lower():<13} {accepts} -> {emits}\n{'':<13} {summary}")
     return "\n".join(lines)
-

@@ -34,7 +34,7 @@ class Respond:
         if type(event) is Accepted:
             self._answer(batch, event.placed, durable=False)
             return ()
-        assert type(event) is Stored  # noqa: S101 the three kinds this handler accepts
+        assert type(event) is Stored
         if not event.durable or self._core.settings.flush == "sync":
             self._answer(batch, event.placed, durable=event.durable)
         return (event,)

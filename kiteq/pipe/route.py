@@ -31,7 +31,5 @@ class Route:
             for kind, blobs in frame.runs:
                 outlets = router.route(kind)
                 head = kind.head
-                placed.append(
-                    Placed(kind, outlets, blobs, accepted_ms + head.ttl_ms, fly=head.flags & FLAG_FLY != 0)
-                )
+                placed.append(Placed(kind, outlets, blobs, accepted_ms + head.ttl_ms, fly=head.flags & FLAG_FLY != 0))
         return (Routed(event.batch, placed, accepted_ms),)

@@ -171,11 +171,7 @@ class Router:
 
     def _outlet(self, group: str, topic: TopicLog, bindings: tuple[Binding, ...]) -> Outlet:
         existing = next(
-            (
-                one
-                for one in self._store.subscriptions.values()
-                if one.group == group and one.topic is topic
-            ),
+            (one for one in self._store.subscriptions.values() if one.group == group and one.topic is topic),
             None,
         )
         subscription = existing or self._store.new_subscription(group, topic)

@@ -82,7 +82,7 @@ class RecordIndex:
             next_first = self._next_first(number, record)
             upto = end if next_first is None else _position(sequences, next_first, position, end)
             owed = segment.owed[record] - (upto - position)
-            assert owed >= 0, "a delivery was settled twice"  # noqa: S101 what cannot happen
+            assert owed >= 0, "a delivery was settled twice"
             segment.owed[record] = owed
             if not owed:
                 done.append(segment.firsts[record])

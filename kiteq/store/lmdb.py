@@ -14,7 +14,7 @@ import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
@@ -102,7 +102,9 @@ class LmdbTables:
             value: bytes | None = transaction.get(key, db=self._databases[table])
             return value
 
-    def scan(self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None) -> list[tuple[bytes, bytes]]:
+    def scan(
+        self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """Return rows with start <= key < end in order."""
         found: list[tuple[bytes, bytes]] = []
         size = 0
@@ -126,9 +128,9 @@ class LmdbTables:
     def _free_pages(self) -> int:
         """Return the pages on LMDB's free list: what no table uses of the pages ever taken."""
         with self._env.begin() as transaction:
-            stats: list[dict[str, Any]] = [self._env.stat(), *(transaction.stat(db) for db in self._databases)]
+            stats = [self._env.stat(), *(transaction.stat(db) for db in self._databases)]
         in_use = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
-        return max(0, int(self._env.info()["last_pgno"]) - 1 - in_use)
+        return max(0, int(self._env.info()["last_pgno"]) - 1 - int(in_use))
 
     def close(self) -> None:
         """Close the environment and let another process own the folder."""

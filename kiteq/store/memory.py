@@ -56,7 +56,9 @@ class MemoryTables:
         with self._lock:
             return self._values[table].get(key)
 
-    def scan(self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None) -> list[tuple[bytes, bytes]]:
+    def scan(
+        self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """Return rows with start <= key < end in order."""
         with self._lock:
             keys, values = self._keys[table], self._values[table]

@@ -49,7 +49,7 @@ class Head(NamedTuple):
     """What is known of a record without its messages."""
 
     size: int
-    count: int
+    messages: int
     expires_ms: int
     accepted_ms: int
     runs: tuple[Run, ...]
@@ -123,15 +123,15 @@ def sequences(key: bytes, value: bytes, head: Head) -> Sequence[int]:
     """Return the sequence of each message of a record whose head was checked."""
     first = SEQUENCE_KEY.unpack(key)[1]
     if not head.sparse:
-        return range(first, first + head.count)
-    relative = struct.unpack_from(f">{head.count}I", value, head.runs_end + 8 * head.count)
+        return range(first, first + head.messages)
+    relative = struct.unpack_from(f">{head.messages}I", value, head.runs_end + 8 * head.messages)
     return [first + distance for distance in relative]
 
 
 def read(key: bytes, value: bytes) -> Record:
     """Return a record's good messages. Raises `DamagedRecord` when not even the head can be trusted."""
     head = parse_head(key, value)
-    count = head.count
+    count = head.messages
     ends = struct.unpack_from(f">{count}I", value, head.runs_end)
     crcs_at = head.runs_end + 4 * count
     crcs = value[crcs_at : crcs_at + 4 * count]

@@ -1,4 +1,4 @@
-"""Rebuilding what the store knows from its rows: the snapshot of cursors, the tail of settlements, the heads of the log."""
+"""Rebuilds what the store knows from its rows: snapshot of cursors, tail of settlements, heads of the log."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _log(tables: Tables, topic: TopicLog, subscriptions: dict[int, Subscription]
 def _owed(key: bytes, value: bytes, head: records.Head, here: dict[int, Subscription]) -> int:
     """Count the deliveries a record is still owed for, and add them to their subscriptions."""
     first = SEQUENCE_KEY.unpack(key)[1]
-    mean_bytes = (len(value) - head.size) // head.count
+    mean_bytes = (len(value) - head.size) // head.messages
     owed = 0
     sequences = records.sequences(key, value, head)
     position = 0

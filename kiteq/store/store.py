@@ -113,7 +113,7 @@ class Store:
         self, commit: int, submissions: list[Submission], new_records: list[NewRecord], error: StoreError | None
     ) -> None:
         """Hand a commit's outcome to the loop; called in the writer thread."""
-        assert self._token is not None  # noqa: S101 the thread runs inside `running`
+        assert self._token is not None
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._finish, commit, submissions, new_records, error)
 
@@ -216,7 +216,7 @@ class Store:
 
     # --- retries and dead letters --------------------------------------------------------------
 
-    def save_retry(  # noqa: PLR0913 the row's columns
+    def save_retry(
         self,
         subscription: Subscription,
         sequence: int,
@@ -243,7 +243,7 @@ class Store:
         subscription.retrying -= 1
         subscription.retrying_bytes -= size
 
-    def save_dead(  # noqa: PLR0913 the row's columns
+    def save_dead(
         self,
         subscription: Subscription,
         at_ms: int,
@@ -308,7 +308,9 @@ class Store:
         """Return the record that starts at `first`."""
         return self._tables.get(Table.LOG, SEQUENCE_KEY.pack(topic.number, first))
 
-    def read_retries(self, subscription: Subscription, sequences: Sequence[int]) -> list[tuple[int, bytes, list[object]]]:
+    def read_retries(
+        self, subscription: Subscription, sequences: Sequence[int]
+    ) -> list[tuple[int, bytes, list[object]]]:
         """Return (sequence, message, due row) of messages waiting for another attempt."""
         found: list[tuple[int, bytes, list[object]]] = []
         for sequence in sequences:

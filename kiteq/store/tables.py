@@ -65,7 +65,9 @@ class Tables(Protocol):
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the value of a key."""
 
-    def scan(self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None) -> list[tuple[bytes, bytes]]:
+    def scan(
+        self, table: Table, start: bytes, end: bytes, *, bytes_max: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """Return rows with start <= key < end in order, stopping after the row that reaches `bytes_max`."""
 
     def usage(self) -> Usage:
