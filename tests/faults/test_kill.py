@@ -1,0 +1,118 @@
+"""The broker is killed at random moments under load; what producers and consumers saw must be allowed.
+
+KITEQ_FAULTS_SEED=n repeats a run's choices (not its timing); KITEQ_FAULTS_ROUNDS=n kills n times.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import Final
+
+import pytest
+import trio
+
+from kiteq.binding.bindings import Binding, direct, fanout, regex
+from tests.faults.checker import check
+from tests.faults.history import BrokerStarted, BrokerStopped, Event, History, Run, read_histories
+from tests.faults.load import CALM, FUSSY, SLOW, Load, Temper, consume, drain, produce
+from tests.support.broker import BrokerFailed, BrokerProcess
+
+pytestmark = pytest.mark.slow
+
+ACK_DEADLINE: Final = 3.0
+MESSAGES_PER_ROUND: Final = 1_500
+RUN_SECONDS_MAX: Final = 120.0
+
+CONSUMERS: Final[list[tuple[str, list[Binding], Temper]]] = [
+    ("calm", [fanout("orders"), fanout("events")], CALM),
+    ("calm", [fanout("orders"), fanout("events")], CALM),
+    ("fussy", [regex("orders", r"x\..*"), direct("orders", "poison"), direct("events", "y")], FUSSY),
+    ("fussy", [regex("orders", r"x\..*"), direct("orders", "poison"), direct("events", "y")], FUSSY),
+    ("slow", [direct("events", "x.a"), direct("orders", "y")], SLOW),
+]
+PRODUCERS: Final = ["billing", "billing", "shop"]
+
+
+def _seed() -> int:
+    return int(os.environ.get("KITEQ_FAULTS_SEED", SystemRandom().randrange(1 << 32)))
+
+
+async def _kill_and_restart(broker: BrokerProcess, history: History, random: Random) -> None:
+    """One round: some load, the end of the broker, and its return; at times it is killed while it returns."""
+    await trio.sleep(0.2 + random.random() * 0.8)
+    began = time.monotonic()
+    graceful = random.random() < 0.15
+    await trio.to_thread.run_sync(broker.stop if graceful else broker.kill)
+    history.write(BrokerStopped(time.monotonic(), began, "stopped" if graceful else "killed"))
+    while random.random() < 0.25:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_start_in_vain, broker)
+            await trio.sleep(random.random() * 0.6)
+            began = time.monotonic()
+            if broker.is_running:
+                await trio.to_thread.run_sync(broker.kill)
+        history.write(BrokerStopped(time.monotonic(), began, "killed at start"))
+    await trio.to_thread.run_sync(broker.start)
+    history.write(BrokerStarted(time.monotonic()))
+
+
+async def _start_in_vain(broker: BrokerProcess) -> None:
+    try:
+        await trio.to_thread.run_sync(broker.start)
+    except BrokerFailed:
+        return
+    await trio.to_thread.run_sync(broker.close)
+
+
+async def _run(broker: BrokerProcess, history: History, seed: int, rounds: int) -> bool:
+    random = Random(seed)
+    load = Load(broker.port, history, messages_max=MESSAGES_PER_ROUND * (rounds + 1))
+    history.write(Run(time.monotonic(), ACK_DEADLINE))
+    async with broker:
+        history.write(BrokerStarted(time.monotonic()))
+        async with trio.open_nursery() as nursery:
+            for number, (group, bindings, temper) in enumerate(CONSUMERS):
+                nursery.start_soon(consume, load, group, bindings, temper, f"{seed}-consumer-{number}")
+            async with trio.open_nursery() as producing:
+                for number, group in enumerate(PRODUCERS):
+                    producing.start_soon(produce, load, group, f"{seed}-producer-{number}")
+                for _ in range(rounds):
+                    load.messages_max = load.sent + MESSAGES_PER_ROUND
+                    await _kill_and_restart(broker, history, random)
+                load.drain = True
+            complete = await drain(load)
+            load.stop = True
+    return complete
+
+
+def _report(events: list[Event]) -> str:
+    counted = Counter(type(event).__name__ for event in events)
+    return ", ".join(f"{name} {number}" for name, number in sorted(counted.items()))
+
+
+@pytest.mark.parametrize("run", range(2))
+async def test_nothing_promised_is_broken_by_kills_under_load(tmp_path: Path, run: int) -> None:
+    seed, rounds = _seed() + run, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "6"))
+    print(f"seed {seed}, {rounds} rounds")  # noqa: T201 pytest shows it when the test fails
+    (tmp_path / "broker").mkdir()
+    broker = BrokerProcess(tmp_path / "broker", environment={"KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"})
+    path = tmp_path / "history.jsonl"
+    with History(path) as history, trio.fail_after(RUN_SECONDS_MAX + 2 * rounds):
+        complete = await _run(broker, history, seed, rounds)
+    events = read_histories([path])
+    print(_report(events))  # noqa: T201 pytest shows it when the test fails
+    assert [str(violation) for violation in check(events)] == []
+    assert complete, "the groups were not drained in time"
+    assert sum(isinstance(event, BrokerStopped) for event in events) >= rounds
+
+
+@pytest.mark.long
+async def test_nothing_promised_is_broken_by_many_kills(tmp_path: Path) -> None:
+    for run in range(20):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        await test_nothing_promised_is_broken_by_kills_under_load(folder, run)
