@@ -46,7 +46,7 @@ class Broker:
         self.address = address
         self.session: Session | None = None
         self.unanswered = Unanswered(shared.outgoing, shared.timeout)
-        self.error: Exception = NotConnected(f"{address} was not tried yet")
+        self.error: Exception = NotConnected(f"{address} did not accept the connection within {shared.timeout:g} s")
         self.tried = anyio.Event()
         self.connects = 0
         self._shared = shared
