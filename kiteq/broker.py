@@ -91,17 +91,27 @@ async def serve(
             core, sessions, pipeline = _assemble(settings, clock, store)
             gc.collect()
             gc.freeze()
-            with trio.CancelScope() as serving:
-                async with trio.open_nursery() as nursery:
-                    core.deliveries.nursery = nursery
-                    nursery.start_soon(_fail_with_store, store)
-                    nursery.start_soon(run_timers, core)
-                    listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
-                    host, port = listener.getsockname()[:2]
-                    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                    log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)
-                    task_status.started(Broker(address, core, sessions, listening, serving))
-            core.deliveries.nursery = None
+            try:
+                with trio.CancelScope() as serving:
+                    async with trio.open_nursery() as nursery:
+                        core.deliveries.nursery = nursery
+                        nursery.start_soon(_fail_with_store, store)
+                        nursery.start_soon(run_timers, core)
+                        listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
+                        address = _address(listener)
+                        log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)
+                        task_status.started(Broker(address, core, sessions, listening, serving))
+            except BaseExceptionGroup as group:
+                if store.failure is not None:
+                    raise store.failure from group
+                raise
+            finally:
+                core.deliveries.nursery = None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(bind: str) -> socket.socket:

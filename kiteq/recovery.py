@@ -26,7 +26,6 @@ from kiteq.store.writer import Submission
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
     from kiteq.pipe.outlet import Outlet
-    from kiteq.store.index import RecordEntry
     from kiteq.store.state import TopicLog
 
 __all__ = ["run_timers"]
@@ -142,18 +141,25 @@ async def _snapshots(core: Core) -> None:
 async def _sweep(core: Core) -> None:
     while True:
         await _trim_unrouted(core)
-        now_s = core.clock.epoch_ms() // 1000
         for topic in list(core.store.topics.values()):
-            rewritten = 0
-            for entry in list(topic.index.entries()):
-                if entry.expires_s < now_s:
-                    _wake_expired(core, topic)
-                    break
-            for entry in _mostly_settled(core, topic):
-                rewritten += await _rewrite(core, topic, entry)
-                if rewritten >= REWRITES_PER_SWEEP:
-                    break
+            await _sweep_topic(core, topic)
         await trio.sleep(SWEEP_SECONDS)
+
+
+async def _sweep_topic(core: Core, topic: TopicLog) -> None:
+    """Wake who owns expired messages, and rewrite what is mostly settled."""
+    now_s = core.clock.epoch_ms() // 1000
+    woken = False
+    rewritten = 0
+    for segment in topic.index.segments():
+        await trio.lowlevel.checkpoint()  # millions of records must not stall the loop
+        if segment.expires_s < now_s and not woken:
+            woken = True
+            _wake_expired(core, topic)
+        for first in segment.mostly_settled:
+            rewritten += await _rewrite(core, topic, first)
+            if rewritten >= REWRITES_PER_SWEEP:
+                return
 
 
 def _wake_expired(core: Core, topic: TopicLog) -> None:
@@ -173,17 +179,11 @@ async def _expire(core: Core, outlet: Outlet) -> None:
     core.turn.end()
 
 
-def _mostly_settled(core: Core, topic: TopicLog) -> list[RecordEntry]:
-    """Return records of which less than half is still owed."""
-    del core
-    return [entry for entry in topic.index.entries() if entry.owed * 2 < entry.total]
-
-
-async def _rewrite(core: Core, topic: TopicLog, entry: RecordEntry) -> bool:
+async def _rewrite(core: Core, topic: TopicLog, first: int) -> bool:
     """Replace an old, mostly settled record by one with only what is still owed."""
-    key = SEQUENCE_KEY.pack(topic.number, entry.first)
-    raw = await trio.to_thread.run_sync(partial(core.store.read_raw, topic, entry.first))
-    current = topic.index.entry(entry.first)
+    key = SEQUENCE_KEY.pack(topic.number, first)
+    raw = await trio.to_thread.run_sync(partial(core.store.read_raw, topic, first))
+    current = topic.index.entry(first)
     if raw is None or current is None:
         return False
     try:
@@ -203,7 +203,7 @@ async def _rewrite(core: Core, topic: TopicLog, entry: RecordEntry) -> bool:
         )
         if owing:
             blobs.append(blob)
-            relative.append(sequence - entry.first)
+            relative.append(sequence - first)
             runs.append((1, owing))
     owed = sum(len(owners) for _, owners in runs)
     if owed != current.owed or not blobs:
@@ -211,7 +211,7 @@ async def _rewrite(core: Core, topic: TopicLog, entry: RecordEntry) -> bool:
     submission = Submission(lambda _error: None, urgent=False)
     value = records.build(key, blobs, records.join_runs(runs), record.accepted_ms, record.expires_ms, relative)
     submission.rows.append((Table.LOG, key, value))
-    topic.index.replace(entry.first, owed)
+    topic.index.replace(first, owed)
     core.store.writer.submit(submission)
     return True
 

@@ -53,13 +53,13 @@ def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> Non
         core.router.put(group, changes, outlets, done)
         return
     assert core.deliveries.nursery is not None
-    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, changes, outlets, taking_over, done)
+    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, outlets, taking_over, done)
 
 
 async def _take_over_and_put(
     core: Core,
     group: str,
-    changes: dict[str, tuple[Binding, ...]],
+    bindings: Sequence[Binding],
     outlets: dict[str, Outlet],
     taking_over: dict[str, Outlet],
     done: Done,
@@ -68,7 +68,12 @@ async def _take_over_and_put(
     for topic in list(outlets):
         if core.router.known(group, topic):
             del outlets[topic]  # another connection of the group was faster
-    core.router.put(group, changes, outlets, done)
+    try:
+        changes = core.router.merged(group, bindings)
+    except Refused as refused:
+        done(refused)
+    else:
+        core.router.put(group, changes, outlets, done)
     core.turn.end()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING
 
 from kiteq.binding.matching import Matcher
@@ -18,6 +19,8 @@ __all__ = ["Outlet"]
 
 BURST_SECONDS = 0.2
 """How much of a watermark may be used at once after a pause: two turns of the timer that wakes it."""
+DELIVER_BYTES_MAX = 1 << 20
+"""One deliver frame is cut at this size, unless a single message is larger."""
 CHUNK_MESSAGES_MAX = 1_024
 """A chunk in memory grows to this by joining its neighbours."""
 
@@ -103,12 +106,17 @@ class Outlet:
         self.ready_bytes += sum(map(len, chunk.blobs))
 
     def take(self, count: int) -> Chunk:
-        """Return the next messages, up to `count` and all of one chunk; something must be ready."""
+        """Return the next messages, up to `count`, all of one chunk, that fit a frame; something must be ready."""
         chunk = self.ready.popleft()
+        size = sum(map(len, chunk.blobs))
+        if size > DELIVER_BYTES_MAX:
+            fitting = bisect_right(list(accumulate(map(len, chunk.blobs))), DELIVER_BYTES_MAX)
+            count = min(count, max(1, fitting))
         if len(chunk.blobs) > count:
             self.ready.appendleft(chunk.part(count, len(chunk.blobs)))
             chunk = chunk.part(0, count)
-        self.ready_bytes -= sum(map(len, chunk.blobs))
+            size = sum(map(len, chunk.blobs))
+        self.ready_bytes -= size
         return chunk
 
     def add_fly(self, blobs: list[bytes]) -> int:

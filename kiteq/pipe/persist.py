@@ -72,6 +72,7 @@ class Persist:
     def _finished(self, event: Routed, error: StoreError | None) -> None:
         batch = event.batch
         batch.peer.uncommitted_bytes -= batch.size
+        self._core.turn.touch_peer(batch.peer)  # its reader may wait for this
         if error is None:
             self._core.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
             return

@@ -17,7 +17,6 @@ from kiteq.store.writer import Submission
 if TYPE_CHECKING:
     from kiteq.errors import StoreError
     from kiteq.pipe.deliveries import Deliveries
-    from kiteq.store.state import TopicLog
     from kiteq.store.store import Store
 
 __all__ = ["Router"]
@@ -39,10 +38,12 @@ class Router:
         self._by_topic: dict[str, dict[int, Outlet]] = {}
         self._submitted: dict[tuple[str, str], tuple[Binding, ...]] = {}
         """Bindings by (group, topic) as last submitted: durable or about to be."""
+        self._opening: dict[tuple[str, str], Outlet] = {}
+        """Outlets whose first bindings are about to be durable."""
         self._bindings_count = 0
         for subscription in store.subscriptions.values():
             self._submitted[subscription.group, subscription.topic.name] = subscription.bindings
-            self._open(self._outlet(subscription.group, subscription.topic, subscription.bindings))
+            self._open(Outlet(subscription, deliveries.group(subscription.group)))
 
     def outlets(self) -> list[Outlet]:
         """Return every outlet."""
@@ -135,13 +136,15 @@ class Router:
 
         outlets: by topic, of subscriptions that are new; their rows are written too.
         """
-        submission = Submission(lambda error: self._finish_put(group, changes, outlets, error, done))
+        submission = Submission(lambda error: self._finish_put(group, changes, error, done))
         for topic, bindings in changes.items():
             if self._submitted.get((group, topic)) == bindings and topic not in outlets:
                 continue
             self._bindings_count += len(bindings) - len(self._submitted.get((group, topic), ()))
             self._submitted[group, topic] = bindings
-            outlet = outlets.get(topic) or self._deliveries.group(group).outlets.get(topic)
+            if topic in outlets:
+                self._opening[group, topic] = outlets[topic]
+            outlet = self._existing(group, topic)
             if outlet is not None:
                 old, outlet.subscription.bindings = outlet.subscription.bindings, bindings
                 self._store.save_subscription(outlet.subscription, submission)
@@ -152,13 +155,13 @@ class Router:
         self,
         group: str,
         changes: dict[str, tuple[Binding, ...]],
-        outlets: dict[str, Outlet],
         error: StoreError | None,
         done: Callable[[StoreError | None], None],
     ) -> None:
         if error is None:
             for topic, bindings in changes.items():
-                outlet = outlets.get(topic) or self._deliveries.group(group).outlets.get(topic)
+                outlet = self._existing(group, topic)
+                self._opening.pop((group, topic), None)
                 if outlet is not None and (group, topic) in self._submitted:
                     outlet.subscription.bindings = bindings
                     self._open(outlet)
@@ -167,16 +170,12 @@ class Router:
 
     def new_outlet(self, group: str, topic_name: str, bindings: tuple[Binding, ...]) -> Outlet:
         """Return the outlet of a subscription that does not exist yet; `put` makes it real."""
-        return self._outlet(group, self._store.topic(topic_name), bindings)
-
-    def _outlet(self, group: str, topic: TopicLog, bindings: tuple[Binding, ...]) -> Outlet:
-        existing = next(
-            (one for one in self._store.subscriptions.values() if one.group == group and one.topic is topic),
-            None,
-        )
-        subscription = existing or self._store.new_subscription(group, topic)
+        subscription = self._store.new_subscription(group, self._store.topic(topic_name))
         subscription.bindings = bindings
         return Outlet(subscription, self._deliveries.group(group))
+
+    def _existing(self, group: str, topic: str) -> Outlet | None:
+        return self._opening.get((group, topic)) or self._deliveries.group(group).outlets.get(topic)
 
     def _open(self, outlet: Outlet) -> None:
         """Let an outlet take part in routing, with its bindings as they are now."""

@@ -50,7 +50,9 @@ class Settlement:
         """Messages start..stop of a lease, just taken from it, go to somebody else; no attempt was used."""
         outlet = lease.outlet
         outlet.leased -= stop - start
-        if lease.chunk.origin is not Origin.FLY:
+        if self._is_forgotten(lease):
+            outlet.dropped += stop - start
+        else:
             outlet.put_back(lease.chunk.part(start, stop))
         self._turn.outlets[outlet] = None
 
@@ -74,8 +76,6 @@ class Settlement:
         due: list[object] = [due_ms, chunk.failures, expires_ms, chunk.history, chunk.accepted_ms]
         submission, sequence = self._turn.settling(), chunk.sequences[0]
         if chunk.origin is Origin.LOG:
-            if self._store.forgets:
-                return
             self._store.save_retry(outlet.subscription, sequence, chunk.blobs[0], due, submission)
             self._settle(outlet, chunk, len(chunk.blobs[0]))
         else:
@@ -101,12 +101,17 @@ class Settlement:
         outlet.damaged += 1
         self._settle(outlet, Chunk(range(sequence, sequence + 1), low, [b""], 0, 0), 0)
 
+    def _is_forgotten(self, lease: Lease) -> bool:
+        """Return whether messages were given up when they were handed out: no attempt follows."""
+        origin = lease.chunk.origin
+        return origin is Origin.FLY or (origin is Origin.LOG and self._store.forgets)
+
     def _one(self, lease: Lease, index: int, error: str) -> Chunk | None:
         """Return one message of a lease with its failure noted; None for what is never tried again."""
         outlet = lease.outlet
         outlet.leased -= 1
         self._turn.outlets[outlet] = None
-        if lease.chunk.origin is Origin.FLY:
+        if self._is_forgotten(lease):
             outlet.dropped += 1
             return None
         chunk = lease.chunk.part(index, index + 1)

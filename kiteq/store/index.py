@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["RecordEntry", "RecordIndex"]
+__all__ = ["RecordEntry", "RecordIndex", "RecordSegment"]
 
 SEGMENT_RECORDS: Final = 1_024
 
@@ -23,6 +23,13 @@ class RecordEntry(NamedTuple):
     owed: int
     total: int
     expires_s: int
+
+
+class RecordSegment(NamedTuple):
+    """Up to a thousand records: their earliest expiry in seconds, and which are mostly settled, by first."""
+
+    expires_s: int
+    mostly_settled: list[int]
 
 
 class _Segment:
@@ -133,6 +140,20 @@ class RecordIndex:
         segment = self._segments[number]
         record = bisect_left(segment.firsts, first)
         segment.owed[record] = segment.total[record] = owed
+
+    def segments(self) -> Iterator[RecordSegment]:
+        """Return what the timers look for, a thousand records at a time; records may change in between."""
+        for start in list(self._starts):
+            number = bisect_right(self._starts, start) - 1
+            if number < 0:
+                continue
+            segment = self._segments[number]
+            mostly = [
+                first
+                for first, owed, total in zip(segment.firsts, segment.owed, segment.total, strict=True)
+                if 0 < owed * 2 < total
+            ]
+            yield RecordSegment(min(segment.expires_s, default=0xFFFFFFFF), mostly)
 
     def entries(self) -> Iterator[RecordEntry]:
         """Return the records in order."""

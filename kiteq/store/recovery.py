@@ -136,6 +136,8 @@ def _subscriptions(tables: Tables, topics: dict[int, TopicLog], rows: list[Row])
             subscriptions[number] = Subscription(number, group, topics[topic], bindings, start)
         else:
             rows.append((Table.META, subscription_key(number), None))
+            for key, _ in tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
+                rows.append((Table.DEAD, key, None))
     return subscriptions
 
 
@@ -216,6 +218,8 @@ def _retries(tables: Tables, subscriptions: dict[int, Subscription], rows: list[
         if number not in subscriptions or blob is None:
             rows += [(Table.DUE, key, None), (Table.RETRY, key, None)]
             continue
+        topic = subscriptions[number].topic
+        topic.next_sequence = max(topic.next_sequence, sequence)  # replayed dead letters are in no log
         subscriptions[number].retrying += 1
         subscriptions[number].retrying_bytes += len(blob)
         due.append((number, sequence, msgpack.unpackb(value)[0]))
