@@ -42,7 +42,7 @@ def both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[str],
 
     functools.update_wrapper(run, test)
     del run.__wrapped__  # type: ignore[attr-defined]  # pytest would see the async function
-    run.__signature__ = inspect.signature(lambda loop: None)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([inspect.Parameter("loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)])  # type: ignore[attr-defined]
     return run
 
 
@@ -70,7 +70,7 @@ class Connection:
     async def send(self, *packets: Packet) -> None:
         await self.stream.send(b"".join(map(encode_packet, packets)))
 
-    async def accept(self, broker: str = "b1", **limits: int) -> None:
+    async def accept(self, *, broker: str = "b1", **limits: int) -> None:
         self.hello = await self.expect(Hello)
         await self.send(Welcome(self.hello.request, 1, broker, LIMITS | limits, admin=True))
 

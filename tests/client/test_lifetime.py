@@ -124,9 +124,11 @@ async def test_bindings_and_administration_are_requests() -> None:
 
     async def script(connection: Connection) -> None:
         await connection.accept()
-        assert (subscribe := await connection.expect(Subscribe)).bindings[0][:3] == ["trade", 2, "*"]
+        subscribe = await connection.expect(Subscribe)
+        assert subscribe.bindings[0][:3] == ["trade", 2, "*"]
         await connection.send(Subscribed(subscribe.request))
-        assert (unsubscribe := await connection.expect(Unsubscribe))[1:] == ("trade", 0, "pay")
+        unsubscribe = await connection.expect(Unsubscribe)
+        assert unsubscribe[1:] == ("trade", 0, "pay")
         await connection.send(Subscribed(unsubscribe.request))
         admin = await connection.expect(Admin)
         asked.append(admin[1:])

@@ -135,11 +135,11 @@ async def test_what_was_not_answered_is_sent_again_byte_for_byte_after_a_reconne
 @both_loops
 async def test_another_broker_at_the_address_gets_nothing_again() -> None:
     async def drop(connection: Connection) -> None:
-        await connection.accept("b1")
+        await connection.accept(broker="b1")
         await connection.expect(Publish)
 
     async def other(connection: Connection) -> None:
-        await connection.accept("b2")
+        await connection.accept(broker="b2")
         await connection.serve()
 
     async with peer(drop, other) as address, Client(address, group="g") as client:

@@ -1,0 +1,110 @@
+"""The parts of the client that know no network."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kiteq.limits import UNANSWERED_BYTES_MAX
+from kiteq.remoting.packets import Ack, Nack
+from kiteq_client import Handlers, Message, Received
+from kiteq_client.incoming import Answers, to_ranges
+from kiteq_client.outgoing import FRAME_BYTES, Outgoing, Submission
+from kiteq_client.registry import Address, parse_registry
+from kiteq_client.statistics import Counters
+
+
+@pytest.mark.parametrize(
+    ("registry", "addresses"),
+    [
+        ("kiteq://host:1", (("host", 1),)),
+        ("host:1", (("host", 1),)),
+        ("kiteq://host", (("host", 13_800),)),
+        ("kiteq://a:1,b:2/", (("a", 1), ("b", 2))),
+        ("kiteq://a:1,a:1", (("a", 1),)),
+        ("[::1]:5", (("::1", 5),)),
+        ("kiteq://[::1]", (("::1", 13_800),)),
+    ],
+)
+def test_a_registry_names_brokers(registry: str, addresses: tuple[tuple[str, int], ...]) -> None:
+    assert parse_registry(registry) == addresses
+
+
+def test_an_address_reads_as_it_was_written() -> None:
+    assert [str(Address("a", 1)), str(Address("::1", 2))] == ["a:1", "[::1]:2"]
+
+
+@pytest.mark.parametrize(
+    "registry",
+    ["", "kiteq://", "zk://a:2181", "http://a:1", "a:0", "a:65536", "a:x", "::1", "a b:1", "kiteq://a:1/topic", "a:1,"],
+)
+def test_a_wrong_registry_is_named(registry: str) -> None:
+    with pytest.raises(ValueError, match=r"registry|host:port|port|ZooKeeper|brackets"):
+        parse_registry(registry)
+
+
+def test_the_most_exact_handler_is_found() -> None:
+    handlers = Handlers()
+
+    @handlers.on("trade")
+    async def rest(_message: Received) -> None: ...
+
+    @handlers.on("trade", "pay")
+    async def exact(_message: Received) -> None: ...
+
+    assert handlers.find("trade", "pay") is exact
+    assert handlers.find("trade", "other") is rest
+    assert handlers.find("feed", "pay") is None
+    for again in (handlers.on("trade"), handlers.on("trade", "pay")):
+        with pytest.raises(ValueError, match="already"):
+            again(exact)
+    with pytest.raises(TypeError, match="async def"):
+        handlers.on("feed")(len)  # type: ignore[type-var]
+
+
+@given(st.sets(st.integers(0, 60)), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=5))
+def test_ranges_say_what_the_tags_said(tags: set[int], spans: list[tuple[int, int]]) -> None:
+    ranges = [(first, first + length) for first, length in spans]
+    flat = to_ranges(tags, ranges)
+    said = {tag for first, last in zip(flat[::2], flat[1::2], strict=True) for tag in range(first, last + 1)}
+    assert said == tags.union(*(range(first, last + 1) for first, last in ranges))
+    assert all(right - left > 1 for left, right in zip(flat[1:-1:2], flat[2::2], strict=True))
+
+
+def test_answers_are_collected_until_a_flush() -> None:
+    pending: list[None] = []
+    numbers = iter(range(1, 10))
+    counters = Counters()
+    answers = Answers(4, lambda: pending.append(None), counters)
+    assert [answers.ack(tag) for tag in (1, 2, 5)] == [False, False, False]
+    assert answers.nack(3, 0, None, "e" * 5_000)
+    assert len(pending) == 1
+    ack, nack = answers.flush(lambda: next(numbers))
+    assert ack == Ack(1, [1, 2, 5, 5])
+    assert isinstance(nack, Nack)
+    assert len(str(nack.items[0][3])) == 1_024
+    assert (counters.acked, counters.nacked) == (3, 1)
+    answers.settled(1, [2, 2])
+    assert (answers.unsettled, counters.stale) == ({2}, 1)
+
+
+@given(st.lists(st.sampled_from([0, 100, 1_000, 70_000, 300_000]), min_size=1, max_size=40), st.integers(1, 30))
+def test_frames_bring_every_message_once_in_order_within_the_window(sizes: list[int], window: int) -> None:
+    outgoing = Outgoing(window, lambda: None)
+    messages = [Message("t", "x", bytes(size)) for size in sizes]
+    half = len(messages) // 2
+    for part in (messages[:half], messages[half:]):
+        if part:
+            outgoing.submit(Submission(part, 0, lambda: None))
+    blobs: list[bytes] = []
+    while (frame := outgoing.take(1 << 20)) is not None:
+        assert len(frame.blobs) == 1 or frame.size <= FRAME_BYTES
+        assert outgoing.in_flight <= window
+        assert outgoing.in_flight_bytes <= UNANSWERED_BYTES_MAX
+        if outgoing.in_flight == window:
+            assert outgoing.take(1 << 20) is None
+        blobs += frame.blobs
+        outgoing.release(frame)
+    assert blobs == [message.encoded() for message in messages]
+    assert (outgoing.in_flight, outgoing.in_flight_bytes) == (0, 0)
