@@ -33,7 +33,7 @@ def message(body: bytes = b"x", message_type: str = "pay") -> Message:
 
 
 def delivering(
-    *messages: Message | bytes, seen: list[Packet], **limits: int
+    *messages: Message | bytes, seen: list[Packet], ack_deadline_ms: int = 60_000
 ) -> Callable[[Connection], Awaitable[None]]:
     """A broker that delivers these once it has credit, and notes what it gets."""
 
@@ -128,9 +128,11 @@ async def test_how_a_handler_ends_decides_the_answer() -> None:
     damaged = bytearray(message().encoded())
     damaged[-1] ^= 1
     messages = [message(message_type=name) for name in [*errors, "unknown", "fine"]]
-    async with peer(delivering(*messages, bytes(damaged), seen=seen)) as address:
-        async with Client(address, group="g", handlers=handlers):
-            await until(lambda: acked(seen))
+    async with (
+        peer(delivering(*messages, bytes(damaged), seen=seen)) as address,
+        Client(address, group="g", handlers=handlers),
+    ):
+        await until(lambda: acked(seen))
     assert acked(seen) == [7]
     assert nacked(seen) == [
         [1, NACK_FAILED, None, "ValueError: no good"],
@@ -153,9 +155,11 @@ def test_a_handler_that_meets_a_cancelled_task_of_its_own_is_a_failed_attempt() 
             await task
 
     async def main() -> None:
-        async with peer(delivering(message(b"cancel"), message(), seen=seen)) as address:
-            async with Client(address, group="g", on_message=handle):
-                await until(lambda: acked(seen))
+        async with (
+            peer(delivering(message(b"cancel"), message(), seen=seen)) as address,
+            Client(address, group="g", on_message=handle),
+        ):
+            await until(lambda: acked(seen))
 
     anyio.run(main, backend="asyncio")
     assert acked(seen) == [2]
@@ -170,9 +174,11 @@ async def test_a_handler_that_hangs_is_cancelled_and_the_next_message_handled() 
         if received.body == b"hang":
             await anyio.sleep_forever()
 
-    async with peer(delivering(message(b"hang"), message(), message(b"hang"), message(), seen=seen)) as address:
-        async with Client(address, group="g", on_message=handle, handler_timeout=0.05):
-            await until(lambda: len(acked(seen)) == 2)
+    async with (
+        peer(delivering(message(b"hang"), message(), message(b"hang"), message(), seen=seen)) as address,
+        Client(address, group="g", on_message=handle, handler_timeout=0.05),
+    ):
+        await until(lambda: len(acked(seen)) == 2)
     assert acked(seen) == [2, 4]
     assert nacked(seen) == [
         [tag, NACK_FAILED, None, "TimeoutError: the handler ran longer than 0.05 s"] for tag in (1, 3)
@@ -191,9 +197,11 @@ async def test_concurrency_handlers_run_at_a_time() -> None:
         await anyio.sleep(0.002)
         running -= 1
 
-    async with peer(delivering(*(message() for _ in range(12)), seen=seen)) as address:
-        async with Client(address, group="g", on_message=handle, concurrency=3):
-            await until(lambda: len(acked(seen)) == 12)
+    async with (
+        peer(delivering(*(message() for _ in range(12)), seen=seen)) as address,
+        Client(address, group="g", on_message=handle, concurrency=3),
+    ):
+        await until(lambda: len(acked(seen)) == 12)
     assert most == 3
     assert sorted(acked(seen)) == list(range(1, 13))
 
@@ -206,11 +214,13 @@ async def test_what_is_queued_or_running_is_extended_in_one_frame() -> None:
     async def handle(received: Received) -> None:
         await release.wait()
 
-    async with peer(delivering(message(), message(), message(), seen=seen, ack_deadline_ms=90)) as address:
-        async with Client(address, group="g", on_message=handle):
-            await until(lambda: sum(isinstance(packet, Extend) for packet in seen) >= 2)
-            release.set()
-            await until(lambda: len(acked(seen)) == 3)
+    async with (
+        peer(delivering(message(), message(), message(), seen=seen, ack_deadline_ms=90)) as address,
+        Client(address, group="g", on_message=handle),
+    ):
+        await until(lambda: sum(isinstance(packet, Extend) for packet in seen) >= 2)
+        release.set()
+        await until(lambda: len(acked(seen)) == 3)
     assert [packet.ranges for packet in seen if isinstance(packet, Extend)][:2] == [[1, 3], [1, 3]]
     assert acked(seen) == [1, 2, 3]
 
@@ -269,9 +279,11 @@ async def test_what_a_lost_connection_delivered_is_neither_handled_nor_acked_on_
             started.set()
             await lost.wait()
 
-    async with peer(drop, delivering(message(b"again"), seen=seen)) as address:
-        async with Client(address, group="g", on_message=handle):
-            await until(lambda: acked(seen))
+    async with (
+        peer(drop, delivering(message(b"again"), seen=seen)) as address,
+        Client(address, group="g", on_message=handle),
+    ):
+        await until(lambda: acked(seen))
     assert got == [b"one", b"again"]
     assert acked(seen) == [1]
 
@@ -286,35 +298,39 @@ async def test_a_handler_may_send_while_the_client_leaves() -> None:
         await anyio.sleep(0.02)
         await client.send(message())
 
-    async with peer(delivering(message(), seen=seen)) as address:
-        async with Client(address, group="g", on_message=handle) as client:
-            await started.wait()
+    async with (
+        peer(delivering(message(), seen=seen)) as address,
+        Client(address, group="g", on_message=handle) as client,
+    ):
+        await started.wait()
     assert acked(seen) == [1]
 
 
 @both_loops
 async def test_deliveries_are_answered_one_by_one() -> None:
     seen: list[Packet] = []
-    async with peer(delivering(*(message(b"%d" % n) for n in range(6)), seen=seen)) as address:
-        async with Client(address, group="g") as client:
-            async for delivery in client.deliveries():
-                match delivery.text:
-                    case "0":
+    async with (
+        peer(delivering(*(message(b"%d" % n) for n in range(6)), seen=seen)) as address,
+        Client(address, group="g") as client,
+    ):
+        async for delivery in client.deliveries():
+            match delivery.text:
+                case "0":
+                    await delivery.ack()
+                    with pytest.raises(RuntimeError, match="already"):
                         await delivery.ack()
-                        with pytest.raises(RuntimeError, match="already"):
-                            await delivery.ack()
-                        with pytest.raises(RuntimeError, match="iterated already"):
-                            await client.deliveries().__anext__()
-                    case "1":
-                        await delivery.nack("later", after=2)
-                    case "2":
-                        await delivery.reject("never")
-                    case "3":
-                        break
-            await until(lambda: len(nacked(seen)) == 4)
-            assert any(isinstance(packet, Credit) and packet.window == 0 for packet in seen)
-            assert (delivery.topic, delivery.message_type, delivery.attempt) == ("trade", "pay", 1)
-            await delivery.ack()
+                    with pytest.raises(RuntimeError, match="iterated already"):
+                        await client.deliveries().__anext__()
+                case "1":
+                    await delivery.nack("later", after=2)
+                case "2":
+                    await delivery.reject("never")
+                case "3":
+                    break
+        await until(lambda: len(nacked(seen)) == 4)
+        assert any(isinstance(packet, Credit) and packet.window == 0 for packet in seen)
+        assert (delivery.topic, delivery.message_type, delivery.attempt) == ("trade", "pay", 1)
+        await delivery.ack()
     assert acked(seen) == [1, 4]
     assert sorted(nacked(seen)) == [
         [2, NACK_FAILED, 2_000, "later"],
@@ -345,9 +361,11 @@ async def test_run_ends_at_sigterm() -> None:
     async def handle(received: Received) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    async with peer(delivering(message(), seen=[])) as address:
-        async with Client(address, group="g", on_message=handle) as client:
-            await client.run()
+    async with (
+        peer(delivering(message(), seen=[])) as address,
+        Client(address, group="g", on_message=handle) as client,
+    ):
+        await client.run()
 
 
 @both_loops
@@ -363,6 +381,8 @@ async def test_deliveries_that_do_not_fit_the_protocol_end_the_connection() -> N
     async def handle(received: Received) -> None:
         pass
 
-    async with peer(bad, delivering(message(), seen=seen)) as address:
-        async with Client(address, group="g", on_message=handle):
-            await until(lambda: acked(seen))
+    async with (
+        peer(bad, delivering(message(), seen=seen)) as address,
+        Client(address, group="g", on_message=handle),
+    ):
+        await until(lambda: acked(seen))

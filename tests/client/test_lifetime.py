@@ -144,15 +144,17 @@ async def test_bindings_and_administration_are_requests() -> None:
         asked.append(connection.hello.bindings)
         await connection.serve()
 
-    async with peer(script, reconnected) as address:
-        async with Client(address, group="g", bindings=[direct("trade", "pay")], timeout=0.1) as client:
-            await client.subscribe(fanout("trade"))
-            await client.unsubscribe(direct("trade", "pay"))
-            assert await client.admin("group.show", group="g") == [{"group": "g"}]
-            with pytest.raises(Refused, match="what"):
-                await client.admin("nonsense")
-            with pytest.raises(SendTimeout):
-                await client.admin("slow")
+    async with (
+        peer(script, reconnected) as address,
+        Client(address, group="g", bindings=[direct("trade", "pay")], timeout=0.1) as client,
+    ):
+        await client.subscribe(fanout("trade"))
+        await client.unsubscribe(direct("trade", "pay"))
+        assert await client.admin("group.show", group="g") == [{"group": "g"}]
+        with pytest.raises(Refused, match="what"):
+            await client.admin("nonsense")
+        with pytest.raises(SendTimeout):
+            await client.admin("slow")
     assert asked == [("group.show", {"group": "g"})]
 
 
