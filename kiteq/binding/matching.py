@@ -51,6 +51,12 @@ def _always(_message_type: str) -> bool:
     return True
 
 
+def _shown(binding: Binding) -> str:
+    """Return a text that is short also for a pattern of strange characters: a reason on the wire is limited."""
+    text = str(binding)
+    return text if len(text) <= 600 else text[:597] + "..."
+
+
 def check_agreement(bindings: Sequence[Binding]) -> None:
     """Check that one group's bindings in one topic agree in what the group has there only once.
 
@@ -60,4 +66,6 @@ def check_agreement(bindings: Sequence[Binding]) -> None:
         for binding in bindings[1:]:
             mine, other = getattr(binding, name), getattr(bindings[0], name)
             if mine != other:
-                raise ValueError(f"{bindings[0]} has {name}={other} but {binding} has {name}={mine}; they must agree")
+                raise ValueError(
+                    f"{_shown(bindings[0])} has {name}={other} but {_shown(binding)} has {name}={mine}; they must agree"
+                )

@@ -74,7 +74,7 @@ class Authenticate:
             older = max(hello.versions, default=0) < WIRE_VERSION
             raise Refused(
                 "protocol_version",
-                f"this broker speaks wire version {WIRE_VERSION}, the client {hello.versions}: "
+                f"this broker speaks wire version {WIRE_VERSION}, the client {hello.versions[:9]}: "
                 f"upgrade the {'client' if older else 'broker'}",
             )
         if core.draining:

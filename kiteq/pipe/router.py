@@ -68,7 +68,7 @@ class Router:
         if self._served:
             if topic not in self._served:
                 served = ", ".join(sorted(self._served))
-                raise Refused("topic_not_served", f"topic {topic!r} is not served here; served: {served}")
+                raise Refused("topic_not_served", f"topic {topic!r} is not served here; served: {served}"[:1000])
         elif topic not in self._store.topics and len(self._store.topics) >= TOPICS_MAX:
             raise Refused("too_many_topics", f"this broker has {TOPICS_MAX} topics already; name them with --topics")
 

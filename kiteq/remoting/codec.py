@@ -96,5 +96,6 @@ class Decoder:
                 max_map_len=MAP_ITEMS_MAX,
             )
         except (ValueError, TypeError, RecursionError) as error:
-            raise RemoteProtocolError(f"a frame is not valid msgpack: {error}"[:200]) from error
+            reason = str(error) or type(error).__name__
+            raise RemoteProtocolError(f"a frame is not valid msgpack: {reason}"[:200]) from error
         return parse_packet(fields)

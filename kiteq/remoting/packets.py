@@ -23,6 +23,7 @@ from kiteq.remoting.shapes import (
     is_nacks,
     is_plain,
     is_ranges,
+    is_rising_ranges,
     is_tag,
     is_text,
     is_texts,
@@ -219,7 +220,7 @@ class Settled(NamedTuple):
 
 
 class Extend(NamedTuple):
-    """Client to broker: ranges of tags it still works on; no answer."""
+    """Client to broker: ranges of tags it still works on, in order; no answer."""
 
     request: int
     ranges: list[int]
@@ -283,7 +284,7 @@ SHAPES: Final[dict[int, tuple[type[Any], tuple[Check, ...]]]] = {
     26: (Ack, (is_ranges,)),
     27: (Nack, (is_nacks,)),
     28: (Settled, (is_ranges,)),
-    29: (Extend, (is_ranges,)),
+    29: (Extend, (is_rising_ranges,)),
     # 32 to 47 are reserved for transactions
     48: (Admin, (is_text, is_arguments)),
     49: (AdminReply, (is_plain,)),

@@ -19,6 +19,7 @@ __all__ = [
     "is_nacks",
     "is_plain",
     "is_ranges",
+    "is_rising_ranges",
     "is_tag",
     "is_text",
     "is_texts",
@@ -68,6 +69,14 @@ def is_lists(value: object) -> bool:
 def is_ranges(value: object) -> bool:
     """Return whether a value is a flat list of ranges, none upside down."""
     return is_ints(value) and len(value) % 2 == 0 and all(map(int.__le__, value[::2], value[1::2]))  # type: ignore[index, arg-type]
+
+
+def is_rising_ranges(value: object) -> bool:
+    """Return whether a value is a flat list of ranges in order, none touching another's numbers.
+
+    Each is then looked up once, however many there are.
+    """
+    return is_ranges(value) and all(map(int.__lt__, value[1:-1:2], value[2::2]))  # type: ignore[index]
 
 
 def is_int_or_ints(value: object) -> bool:

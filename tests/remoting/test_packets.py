@@ -22,6 +22,7 @@ blobs = st.lists(st.binary(max_size=40), min_size=1, max_size=5)
 ranges = st.lists(st.tuples(u63, u63).map(sorted), max_size=5).map(
     lambda pairs: [end for pair in pairs for end in pair]
 )
+rising = st.lists(u63, max_size=8, unique=True).map(lambda ends: sorted(ends)[: len(ends) // 2 * 2])
 one_or_many = st.one_of(u32, st.lists(u63, max_size=5))
 bindings = st.lists(
     st.tuples(
@@ -58,7 +59,7 @@ FIELDS: dict[int, tuple[st.SearchStrategy[Any], ...]] = {
     26: (ranges,),
     27: (nacks,),
     28: (ranges,),
-    29: (ranges,),
+    29: (rising,),
     48: (text, st.dictionaries(text, plain, max_size=3)),
     49: (plain,),
 }  # fmt: skip
@@ -163,6 +164,9 @@ GOOD = ["t", 0, "m", None, True, "latest"]
         (27, [[[1, 0.0, None, ""]]], "Nack.items"),
         (27, [[[1, 0, -1, ""]]], "Nack.items"),
         (27, [[[1, 0, None, b""]]], "Nack.items"),
+        (29, [[1, 3, 3, 4]], "Extend.ranges"),
+        (29, [[5, 6, 1, 2]], "Extend.ranges"),
+        (29, [[2, 1]], "Extend.ranges"),
         (48, ["stat", []], "Admin.arguments"),
         (48, ["stat", {1: 2}], "Admin.arguments"),
     ],
