@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kiteq import message as module
 from kiteq.errors import MessageTooLarge, Refused
 from kiteq.limits import BODY_BYTES_MAX_CEILING, NAME_LENGTH_MAX, PROPERTIES_MAX, TTL_MS_MAX
 from kiteq.message import (
@@ -264,3 +265,16 @@ def test_later_fields_of_head_and_extras_are_ignored() -> None:
     assert parse_head(msgpack.packb(["t", "m", 1, 2, 0, "later"])).deliver_limit == 2
     assert parse_extras(msgpack.packb([{"a": "b"}, "k", 5, "later"])) == ({"a": "b"}, "k", 5)
     assert parse_extras(b"") == ({}, None, None)
+
+
+def test_ten_thousand_kinds_of_messages_do_not_fill_memory() -> None:
+    for number in range(module._HEADS_CACHED_MAX + 2):
+        sent = Message("t", f"m{number}", b"x")
+        assert decode(sent.encoded(), "g", 1).message_type == sent.message_type
+    assert len(module._heads) <= module._HEADS_CACHED_MAX
+    assert len(module._known_heads) <= module._HEADS_CACHED_MAX
+
+
+def test_a_long_bad_name_is_shown_short() -> None:
+    with pytest.raises(ValueError, match=r"'x{61}\.\.\.' is not a valid topic"):
+        check_name("topic", "x" * 100_000)
