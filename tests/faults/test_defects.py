@@ -1,0 +1,104 @@
+"""The checker catches seeded defects: each patch of `defects/` breaks one promise, which must be named.
+
+A patch that no longer applies is a failure here: bring it up to date with the code it changes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+import trio
+
+import kiteq
+from tests.faults import scenarios
+from tests.faults.checker import Violation, check
+from tests.faults.history import History, Run, read_histories
+from tests.faults.scenarios import ACK_DEADLINE, SCENARIOS, Scenario, Stage
+from tests.support.broker import BrokerProcess
+
+pytestmark = pytest.mark.slow
+
+DEFECTS: Final = Path(__file__).parent / "defects"
+RUN_SECONDS_MAX: Final = 60.0
+
+
+class Defect(NamedTuple):
+    """A patch, the invariant it breaks, and the scenario that shows it."""
+
+    patch: str
+    invariant: str
+    scenario: Scenario
+
+
+SEEDED: Final = (
+    Defect("reply-before-commit", "I1", scenarios.kill_after_receipt),
+    Defect("ack-lost", "I9", scenarios.kill_after_acks_of_half_a_record),
+    Defect("settlement-before-its-message", "I10", scenarios.kill_after_rejection),
+    Defect("lease-given-twice", "I11", scenarios.two_members),
+    Defect("crc-ignored", "I2", scenarios.damage_on_the_disk),
+    Defect("floor-moved-past-a-hole", "I10", scenarios.kill_after_acks_out_of_order),
+    Defect("duplicate-window-not-rebuilt", "I14", scenarios.send_again_after_restart),
+    Defect("retry-dropped-on-restart", "I10", scenarios.kill_while_a_retry_waits),
+    Defect("attempts-forgotten-on-restart", "I10", scenarios.kill_after_several_failures),
+    Defect("regex-not-anchored", "I2", scenarios.bound_to_neighbours),
+    Defect("bindings-forgotten-on-restart", "I1", scenarios.kill_after_binding),
+    Defect("dead-letters-not-counted", "I22", scenarios.kill_after_rejection),
+)
+
+
+async def _play(scenario: Scenario, folder: Path, package_parent: Path) -> list[Violation]:
+    (folder / "broker").mkdir()
+    environment = {"PYTHONPATH": str(package_parent), "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"}
+    path = folder / "history.jsonl"
+    with History(path) as history, trio.fail_after(RUN_SECONDS_MAX):
+        history.write(Run(time.monotonic(), ACK_DEADLINE))
+        stage = Stage(BrokerProcess(folder / "broker", environment=environment), history)
+        try:
+            await stage.start()
+            await scenario(stage)
+            await stage.finish()
+        finally:
+            stage.broker.close()
+    return check(read_histories([path]))
+
+
+def _patched_copy(folder: Path, patch: Path) -> Path:
+    """Return a folder with a copy of the package that has the defect."""
+    parent = folder / "patched"
+    shutil.copytree(Path(kiteq.__file__).parent, parent / "kiteq", ignore=shutil.ignore_patterns("__pycache__"))
+    applied = subprocess.run(
+        ["git", "apply", "--recount", "-C1", "-p1", str(patch)],
+        cwd=parent,
+        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(folder), "GIT_DIR": str(folder / "none")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert applied.returncode == 0, (
+        f"{patch.name} does not apply any more: the code it changes has moved. "
+        f"Bring tests/faults/defects/{patch.name} up to date.\n{applied.stderr}"
+    )
+    return parent
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+async def test_the_broker_keeps_its_promises(scenario: Scenario, tmp_path: Path) -> None:
+    violations = await _play(scenario, tmp_path, Path(kiteq.__file__).parent.parent)
+    assert [str(violation) for violation in violations] == []
+
+
+@pytest.mark.parametrize("defect", SEEDED, ids=lambda defect: defect.patch)
+async def test_a_seeded_defect_is_caught_and_its_invariant_named(defect: Defect, tmp_path: Path) -> None:
+    parent = _patched_copy(tmp_path, DEFECTS / f"{defect.patch}.patch")
+    violations = await _play(defect.scenario, tmp_path, parent)
+    assert defect.invariant in {violation.invariant for violation in violations}, [str(one) for one in violations]
+
+
+def test_every_patch_is_used() -> None:
+    assert {path.stem for path in DEFECTS.glob("*.patch")} == {defect.patch for defect in SEEDED}
