@@ -87,18 +87,7 @@ class Client:
         warm_up: int = 0,
         wait: bool = True,
     ) -> None:
-        for name, value, most in (
-            ("prefetch", prefetch, PREFETCH_MAX),
-            ("concurrency", concurrency, PREFETCH_MAX),
-            ("max_in_flight", max_in_flight, 1_000_000),
-        ):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name} must be 1 to {most}, not {value}")
-        for name, seconds in (("handler_timeout", handler_timeout), ("timeout", timeout)):
-            if not seconds > 0:
-                raise ValueError(f"{name} must be above 0 seconds, not {seconds}")
-        if warm_up < 0:
-            raise ValueError(f"warm_up must be at least 0 seconds, not {warm_up}")
+        _check_numbers(prefetch, concurrency, max_in_flight, handler_timeout, timeout, warm_up)
         if handlers is not None and on_message is not None:
             raise ValueError("give handlers or on_message, not both")
         if on_message is not None:
@@ -387,3 +376,20 @@ def _is_final(broker: Broker) -> bool:
 
 def _same(one: Binding, other: Binding) -> bool:
     return (one.topic, one.kind, one.pattern) == (other.topic, other.kind, other.pattern)
+
+
+def _check_numbers(
+    prefetch: int, concurrency: int, max_in_flight: int, handler_timeout: float, timeout: float, warm_up: int
+) -> None:
+    for name, value, most in (
+        ("prefetch", prefetch, PREFETCH_MAX),
+        ("concurrency", concurrency, PREFETCH_MAX),
+        ("max_in_flight", max_in_flight, 1_000_000),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be 1 to {most}, not {value}")
+    for name, seconds in (("handler_timeout", handler_timeout), ("timeout", timeout)):
+        if not seconds > 0:
+            raise ValueError(f"{name} must be above 0 seconds, not {seconds}")
+    if warm_up < 0:
+        raise ValueError(f"warm_up must be at least 0 seconds, not {warm_up}")

@@ -58,6 +58,8 @@ logger = logging.getLogger("kiteq_client")
 
 LEAVE_POLL_SECONDS: Final = 0.005
 """How often a connection that ends looks whether everything is answered; only then is it polled."""
+LINGER_SECONDS: Final = 0.5
+"""How long a connection that said goodbye waits for the broker to close it."""
 FLUSH_SECONDS: Final = 0.002
 """How long acks wait for others to share their frame."""
 
@@ -382,4 +384,12 @@ class Session:
             self.send(Goodbye(self._owner.next_request(), "leaving"))
             while self._control or self._writing:  # noqa: ASYNC110 only here, not per piece
                 await anyio.sleep(LEAVE_POLL_SECONDS)
+            # Closing with bytes unread would reset the connection, and the goodbye could be lost with it.
+            try:
+                await self._stream.send_eof()
+            except _BROKEN as error:
+                logger.debug("%s was gone before the goodbye: %s", self.broker, error)
+            with anyio.move_on_after(LINGER_SECONDS):
+                while self.alive:  # noqa: ASYNC110 the same
+                    await anyio.sleep(LEAVE_POLL_SECONDS)
             self._scope.cancel()

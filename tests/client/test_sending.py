@@ -102,7 +102,7 @@ async def test_withheld_answers_become_send_timeout() -> None:
     async def script(connection: Connection) -> None:
         await connection.accept()
         await connection.expect(Publish)
-        await anyio.sleep_forever()
+        await connection.expect(Goodbye)
 
     async with peer(script) as address, Client(address, group="g", timeout=0.1) as client:
         with pytest.raises(SendTimeout, match="unknown"):

@@ -13,11 +13,12 @@ import trio
 from kiteq.broker import serve
 from kiteq.config import Settings
 from kiteq_client import Client, Message, Received, Refused, Reject, direct, fanout, regex
+from tests.support.broker import free_port
 
 
 @asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[str]:
-    settings = Settings(bind="127.0.0.1:0", db=f"lmdb://{folder}/store")
+async def served(folder: Path, bind: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    settings = Settings(bind=bind, db=f"lmdb://{folder}/store")
     async with trio.open_nursery() as nursery:
         broker = await nursery.start(partial(serve, settings))
         yield broker.address
@@ -121,3 +122,22 @@ async def test_a_binding_the_broker_refuses_is_refused_on_entering(tmp_path: Pat
         with pytest.raises(Refused):
             async with Client(address, group="g", bindings=[regex("trade", "(")]):
                 raise AssertionError
+
+
+async def test_a_restart_of_the_broker_is_a_pause(tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    async def handle(message: Received) -> None:
+        got.append(message.body)
+
+    address = f"127.0.0.1:{free_port()}"
+    async with Client(address, group="g", bindings=[fanout("trade")], on_message=handle, wait=False) as client:
+        async with served(tmp_path, address):
+            await client.send(Message("trade", "pay", b"before"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, Message("trade", "pay", b"between"))
+            await trio.sleep(0.02)
+            async with served(tmp_path, address):
+                await client.send(Message("trade", "pay", b"after"))
+                await until(lambda: len(set(got)) == 3)
+                assert client.statistics().reconnects == 1
