@@ -50,6 +50,14 @@ STEPS: Final = (
 )
 NAMES: Final = {"persist": "store, before the commit"}
 ORDER: Final = ("decode", "admit", "check", "route", "store", "respond", "deliver", "settle", "send")
+TOTALS: Final = (
+    "loop: trio",
+    "store, writer thread",
+    "other threads",
+    "whole process",
+    "messages a second",
+    "messages in a batch",
+)
 
 
 class Clock:
@@ -173,7 +181,7 @@ def _measure(setting: Setting, groups: int) -> dict[str, float]:
 
 def _print(columns: dict[str, dict[str, float]]) -> None:
     names = list(dict.fromkeys(name for table in columns.values() for name in table))
-    place = {name: index for index, name in enumerate(ORDER)}
+    place = {name: index for index, name in enumerate(ORDER)} | {name: len(ORDER) + 1 for name in TOTALS}
     names.sort(key=lambda name: place.get(name.partition(",")[0], len(ORDER)))
     print("| step | " + " | ".join(columns) + " |")
     print("| --- |" + " ---: |" * len(columns))

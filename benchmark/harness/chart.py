@@ -63,9 +63,13 @@ def _panel(axis: Any, rows: list[Row], name: str) -> None:
     axis.margins(x=0.22)
     if name in _LOG:
         axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _place: _short(value))
+    axis.tick_params(axis="x", labelsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:,.0f}k" if value >= 10_000 else f"{value:,.3g}"
+    if value >= 10_000:
+        return f"{value / 1000:,.0f}k"
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:,.3g}"

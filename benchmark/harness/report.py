@@ -69,8 +69,11 @@ def _detail_lines(results: Results) -> list[str]:
     lines = []
     for row in results.rows():
         known = [f"{text} {row.figures[name]:,.3f}" for name, text in _DETAILS.items() if name in row.figures]
-        if known or row.note:
-            lines.append(f"{row.scenario}, {row.system}: {'; '.join([*known, *([row.note] if row.note else [])])}")
+        notes = [row.note] if row.note else []
+        if row.high.get("other_core_percent", 0.0) > DISTURBED_PERCENT:
+            notes.append(f"DISTURBED: other work took up to {row.high['other_core_percent']:.0f} % of a core")
+        if known or notes:
+            lines.append(f"{row.scenario}, {row.system}: {'; '.join([*known, *notes])}")
     return lines
 
 
@@ -82,6 +85,8 @@ def _mark_cells(results: Results) -> list[list[str]]:
     return cells
 
 
+DISTURBED_PERCENT = 25.0
+"""Above this share of a core a run says more about its neighbours."""
 _MARK_HEAD = ["scenario", "figure", "wanted", "measured", ""]
 
 

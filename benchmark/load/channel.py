@@ -85,6 +85,10 @@ class Seen:
             self.counts[index] = times + 1
         return self.distinct
 
+    def corrected(self, timed: dict[str, float], job: Job) -> dict[str, float]:
+        """Return the times of a consumer; one that had to be told to stop ended with its last message."""
+        return timed if job.alone else {**timed, "ended": self.last_at or timed["began"]}
+
     def save(self, job: Job) -> str:
         path = Path(job.folder) / f"{job.name}.seen"
         path.write_bytes(self.counts)

@@ -206,16 +206,17 @@ async def consume(job: Job) -> None:
     finished = anyio.Event()
     latencies = array("d")
     # A binding to a name and a local are cheaper than an attribute: this runs for each message.
-    unpack_from, add, count, alone, monotonic_ns = NUMBER.unpack_from, seen.add, job.count, job.alone, time.monotonic_ns
+    unpack_from, add, count, alone = NUMBER.unpack_from, seen.add, job.count, job.alone
+    monotonic, monotonic_ns = time.monotonic, time.monotonic_ns
 
     async def handle(message: Received) -> None:
         number, sent_at = unpack_from(message.body)
         if sent_at:
             latencies.append((monotonic_ns() - sent_at) / 1e6)
-        if add(number) == count:
-            seen.last_at = time.monotonic()
-            if alone:
-                finished.set()
+        if add(number) == count and alone:
+            finished.set()
+        elif not alone:
+            seen.last_at = monotonic()
 
     async def report() -> None:
         while True:
@@ -240,8 +241,7 @@ async def consume(job: Job) -> None:
         done=True,
         distinct=seen.distinct,
         strangers=seen.strangers,
-        last_at=seen.last_at,
         seen=seen.save(job),
-        latencies_ms=percentiles(latencies, 1.0),
-        **timed,
+        latencies_ms=percentiles(latencies),
+        **seen.corrected(timed, job),
     )

@@ -117,8 +117,7 @@ def consume(job: Job) -> None:
             for _, fields in entries:
                 add(unpack_from(fields[1])[0])
             _call(connection, "XACK", job.topic, job.group, *[entry[0] for entry in entries])
-            if seen.distinct == job.count:
-                seen.last_at = time.monotonic()
+            seen.last_at = time.monotonic()
         if time.monotonic() - told_at > PROGRESS_SECONDS:
             told_at = time.monotonic()
             say(progress=seen.distinct)
@@ -127,8 +126,7 @@ def consume(job: Job) -> None:
         done=True,
         distinct=seen.distinct,
         strangers=seen.strangers,
-        last_at=seen.last_at,
         seen=seen.save(job),
         latencies_ms={},
-        **fields,
+        **seen.corrected(fields, job),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Meter:
         self._restarts = server.restarts
         self._broker = server.cpu_seconds()
         self._machine = machine_busy_seconds()
+        self._began = time.monotonic()
 
     def figures(self, messages: int, seconds: float, workers: list[Worker]) -> dict[str, float]:
         """Return microseconds of CPU per message by process, and what others used of one core, in percent."""
@@ -81,8 +83,10 @@ class Meter:
         if self._server.restarts == self._restarts:
             figures["broker_cpu_us"] = broker / messages * 1e6
             figures["broker_core_percent"] = broker / seconds * 100
-            figures["other_core_percent"] = max(0.0, machine - broker - producer - consumer) / seconds * 100
-        figures["producer_cpu_us"] = producer / messages * 1e6
+            others = max(0.0, machine - broker - producer - consumer)
+            figures["other_core_percent"] = others / (time.monotonic() - self._began) * 100
+        if producer:
+            figures["producer_cpu_us"] = producer / messages * 1e6
         if consumer:
             figures["consumer_cpu_us"] = consumer / messages * 1e6
         return figures
