@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "SessionPeer"]
 
+SMALL_READ_BYTES: Final = 8 * 1024
+"""After a smaller read the reader waits for its commit: what arrives meanwhile makes the next one larger."""
+SMALL_READ_SPACING_SECONDS: Final = 0.001
+"""And when something did arrive meanwhile, small reads of one connection come at most this often."""
 READ_BYTES_FIRST: Final = 16 * 1024
 """A buffer of this size is cheap to allocate; it grows with what the peer sends."""
 
@@ -70,6 +74,10 @@ class Session:
         self._stalled = trio.Event()
         self._scope = trio.CancelScope()
         self._stored = trio.Event()
+        self._uncommitted_wanted = 0
+        self._awaits_commit = False
+        self._sends_ahead = False
+        """Whether something had arrived before the last answers were sent: the peer does not wait for them."""
         self.last_heard = trio.current_time()
 
     def flush(self) -> None:
@@ -79,6 +87,9 @@ class Session:
             queued = b"".join(peer.outbox) if len(peer.outbox) > 1 else peer.outbox[0]
             peer.outbox.clear()
             self._unsent = self._unsent + queued if self._unsent else queued
+            if self._awaits_commit:
+                self._sends_ahead = self._is_readable()
+                self._awaits_commit = False
             if not self._stalled.is_set():
                 self._send_now()
             peer.outbox_bytes = len(self._unsent)
@@ -89,7 +100,7 @@ class Session:
             self._stalled.set()
         elif peer.close_reason is not None:
             self._scope.cancel()
-        if peer.uncommitted_bytes <= UNCOMMITTED_BYTES_MAX:
+        if peer.uncommitted_bytes <= self._uncommitted_wanted:
             self._stored.set()
 
     def _send_now(self) -> None:
@@ -134,10 +145,29 @@ class Session:
                 return
             if len(chunk) == size and size < READ_BYTES:
                 size *= 2
+            read_at = trio.current_time()
             self._feed(chunk)
-            while peer.uncommitted_bytes > UNCOMMITTED_BYTES_MAX:
-                self._stored = trio.Event()
-                await self._stored.wait()
+            if len(chunk) >= SMALL_READ_BYTES:
+                await self._until_uncommitted(UNCOMMITTED_BYTES_MAX)
+            elif peer.uncommitted_bytes:
+                await self._until_uncommitted(0)
+                if self._sends_ahead:
+                    await trio.sleep_until(read_at + SMALL_READ_SPACING_SECONDS)
+
+    async def _until_uncommitted(self, most_bytes: int) -> None:
+        """Wait until at most so many bytes of this peer's are in the store's queue."""
+        while self._peer.uncommitted_bytes > most_bytes and self._peer.close_reason is None:
+            self._uncommitted_wanted = most_bytes
+            self._awaits_commit = True
+            self._stored = trio.Event()
+            await self._stored.wait()
+
+    def _is_readable(self) -> bool:
+        """Return whether more has arrived."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _feed(self, chunk: bytes) -> None:
         peer = self._peer
