@@ -188,7 +188,7 @@ def _ended_connections(model: Model, group: str, delivery: Delivery) -> int:
 def _one_lease(model: Model) -> Iterator[Violation]:
     for (group, message), deliveries in model.deliveries.items():
         for first, second in pairwise(deliveries):
-            if first.life != second.life or _released(model, first, second.event.at):
+            if first.life != second.life or _released(model, first, second):
                 continue
             text = (
                 f"delivered on {first.event.connection} and on {second.event.connection} "
@@ -197,10 +197,16 @@ def _one_lease(model: Model) -> Iterator[Violation]:
             yield Violation("I11", message, group, text)
 
 
-def _released(model: Model, delivery: Delivery, at: float) -> bool:
-    """Whether a delivery may have been over at a time: answered, deadline passed, or its connection gone."""
+def _released(model: Model, delivery: Delivery, following: Delivery) -> bool:
+    """Whether a delivery may have been over at the next one: answered, deadline passed, or its connection gone."""
+    at = following.event.at
+    if delivery.settling == "ack" and delivery.confirmed:
+        # It was held until its ack took effect; what comes after that speaks against I9.
+        return _sent_after_answer(delivery, following) or following.event.attempt < delivery.event.attempt
     if delivery.settling_at <= at or at >= delivery.held_until - (1 - DEADLINE_SHARE) * model.ack_deadline:
         return True
+    if delivery.event.connection == following.event.connection:
+        return False
     return model.noticed_by_broker(model.connections[delivery.event.connection]) <= at
 
 

@@ -239,6 +239,30 @@ async def kill_after_binding(stage: Stage) -> None:
     await stage.publish(*_messages(2))
 
 
+async def leave_out_of_order(stage: Stage) -> None:
+    """What members give back when they leave is delivered once more, whatever came back before."""
+    first = await stage.consumer("a", ORDERS, window=10)
+    await stage.publish(*_messages(10))
+    await arrivals(first, 10)
+    second = await stage.consumer("a", window=10)
+    await stage.publish(*_messages(10))
+    arrived = await arrivals(second, 10)
+    await first.credit(0)
+    await second.credit(0)
+    await first.goodbye()
+    await second.nack([arrived[4].tag])
+    await second.answered()
+    await second.drop()
+    third = await stage.consumer("a", window=100)
+    arrived = await arrivals(third, 20)
+    with trio.move_on_after(0.2), suppress(Lost):
+        while True:
+            arrived += await third.receive()
+    await third.ack([arrival.tag for arrival in arrived])
+    await third.answered()
+    await third.goodbye()
+
+
 Scenario = Callable[[Stage], Awaitable[None]]
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
@@ -253,4 +277,5 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     kill_after_several_failures,
     bound_to_neighbours,
     kill_after_binding,
+    leave_out_of_order,
 )

@@ -471,6 +471,14 @@ def two_leases_in_spite_of_an_extension() -> Story:
     return story
 
 
+def two_leases_although_the_ack_was_on_its_way() -> Story:
+    story = consumed()
+    story.settle(confirmed=False)
+    story.deliver(tag=2)
+    story.events.append(SettleOk(story.step(), "a1", 1, False))
+    return story
+
+
 def stored_twice() -> Story:
     story = Story()
     story.publish()
@@ -574,6 +582,7 @@ BAD: list[tuple[str, Callable[[], Story]]] = [
     ("I10", rejected_and_delivered_again),
     ("I11", two_leases),
     ("I11", two_leases_in_spite_of_an_extension),
+    ("I11", two_leases_although_the_ack_was_on_its_way),
     ("I14", stored_twice),
     ("I14", stored_twice_unknown_first),
     ("I14", another_body_accepted),

@@ -48,6 +48,7 @@ SEEDED: Final = (
     Defect("attempts-forgotten-on-restart", "I10", scenarios.kill_after_several_failures),
     Defect("regex-not-anchored", "I2", scenarios.bound_to_neighbours),
     Defect("bindings-forgotten-on-restart", "I1", scenarios.kill_after_binding),
+    Defect("memory-given-up-out-of-order", "I11", scenarios.leave_out_of_order),
     Defect("dead-letters-not-counted", "I22", scenarios.kill_after_rejection),
 )
 

@@ -1,0 +1,185 @@
+"""The broker is killed under programs that use `kiteq_client`: sends that returned arrive at every group.
+
+The client hides connections and the answers to acks, so an ack counts here as one of unknown outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import Final
+
+import pytest
+import trio
+
+from kiteq.binding.bindings import Binding, direct, fanout
+from kiteq.errors import KiteQError, PartlySent, Refused
+from kiteq.message import Message, Receipt, Received
+from kiteq_client import Client
+from tests.faults.checker import check
+from tests.faults.driver import open_connection
+from tests.faults.history import (
+    Bound,
+    BrokerStarted,
+    BrokerStopped,
+    Delivered,
+    Drained,
+    History,
+    Opened,
+    PublishInvoked,
+    PublishOk,
+    PublishRefused,
+    PublishUnknown,
+    Run,
+    Settling,
+    read_histories,
+)
+from tests.faults.load import final_state
+from tests.support.broker import BrokerProcess
+
+pytestmark = pytest.mark.slow
+
+ROUNDS: Final = 4
+BATCH: Final = 50
+RUN_SECONDS_MAX: Final = 90.0
+BINDINGS: Final[dict[str, list[Binding]]] = {
+    "books": [fanout("orders")],
+    "mail": [direct("orders", "paid"), direct("orders", "sent")],
+}
+
+
+def _digest(message: Message) -> str:
+    values = (message.topic, message.message_type, sorted(message.properties.items()), message.body)
+    return sha256(repr(values).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Story:
+    """What the tasks of the run share."""
+
+    address: str
+    history: History
+    random: Random
+    life: int = 0
+    done: bool = False
+    drained: bool = False
+    calls: count[int] = field(default_factory=count)
+
+    async def produce(self, group: str) -> None:
+        """Send batches; what was not accepted is sent again until it is."""
+        async with Client(f"kiteq://{self.address}", group=group, timeout=2, wait=False) as client:
+            while not self.done:
+                left = [
+                    Message("orders", self.random.choice(("paid", "sent", "back")), self.random.randbytes(100))
+                    for _ in range(BATCH)
+                ]
+                while left:
+                    left = await self._send(client, group, left)
+                await trio.sleep(self.random.random() * 0.02)
+
+    async def _send(self, client: Client, group: str, messages: list[Message]) -> list[Message]:
+        calls = [str(next(self.calls)) for _ in messages]
+        for call, message in zip(calls, messages, strict=True):
+            what = (message.id.hex(), message.topic, message.message_type, _digest(message), message.deliver_limit)
+            self.history.write(PublishInvoked(time.monotonic(), call, group, *what))
+        try:
+            results = list[object](await client.send_many(messages))
+        except PartlySent as partly:
+            results = partly.results
+        except KiteQError as error:
+            results = [error] * len(messages)
+        again: list[Message] = []
+        for call, message, result in zip(calls, messages, results, strict=True):
+            now = time.monotonic()
+            if isinstance(result, Receipt):
+                self.history.write(PublishOk(now, call, result.groups, result.duplicate, result.durable))
+                continue
+            again.append(message)
+            refused = isinstance(result, Refused)
+            self.history.write(PublishRefused(now, call, str(result)) if refused else PublishUnknown(now, call))
+        return again
+
+    async def consume(self, group: str) -> None:
+        """Handle messages; now and then a handler fails."""
+        bindings, tags, opened = BINDINGS[group], count(1), Counter[str]()
+
+        async def handle(message: Received) -> None:
+            connection, tag = f"{group}-{self.life}", next(tags)
+            if not opened[connection]:
+                opened[connection] += 1
+                self.history.write(Opened(time.monotonic(), connection, group))
+            what = (tag, message.id.hex(), message.attempt, _digest(message))
+            self.history.write(Delivered(time.monotonic(), connection, group, *what))
+            if self.random.random() < 0.1:
+                await trio.sleep(self.random.random() * 0.01)
+            fails = not self.done and self.random.random() < 0.03
+            self.history.write(Settling(time.monotonic(), connection, tag, "failed" if fails else "ack"))
+            if fails:
+                raise ValueError("the test says so")
+
+        async with Client(f"kiteq://{self.address}", group=group, bindings=bindings, on_message=handle):
+            noted = [[one.topic, int(one.kind), one.pattern, one.persistent] for one in bindings]
+            self.history.write(Bound(time.monotonic(), group, noted, True))
+            await _until(lambda: self.drained)
+
+    async def kill(self, broker: BrokerProcess) -> None:
+        """Kill the broker and start it again."""
+        began = time.monotonic()
+        await trio.to_thread.run_sync(broker.kill)
+        self.history.write(BrokerStopped(time.monotonic(), began, "killed"))
+        self.life += 1
+        await trio.to_thread.run_sync(broker.start)
+        self.history.write(BrokerStarted(time.monotonic()))
+
+    async def finish(self, broker: BrokerProcess) -> None:
+        """Wait until nothing is left, and note what the broker says."""
+        inspector = await open_connection(broker.port, "inspector", self.history)
+        quiet = 0
+        while quiet < 3:
+            rows = await inspector.admin("group.list")
+            quiet = 0 if any(row["pending"] + row["in_flight"] + row["retrying"] for row in rows) else quiet + 1
+            await trio.sleep(0.1)
+        self.history.write(Drained(time.monotonic(), True))
+        await final_state(inspector, self.history)
+        await inspector.goodbye()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 a flag of the test, looked at a few times
+        await trio.sleep(0.05)
+
+
+async def test_nothing_a_client_was_told_is_broken_by_kills(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seed = SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")  # noqa: T201 pytest shows it when the test fails
+    caplog.set_level("CRITICAL", "kiteq_client")  # handlers fail on purpose, and the broker is away
+    (tmp_path / "broker").mkdir()
+    path = tmp_path / "history.jsonl"
+    with History(path) as history, trio.fail_after(RUN_SECONDS_MAX):
+        history.write(Run(time.monotonic(), 60.0))
+        async with BrokerProcess(tmp_path / "broker") as broker:
+            story = Story(broker.address, history, Random(seed))
+            async with trio.open_nursery() as nursery:
+                for group in BINDINGS:
+                    nursery.start_soon(story.consume, group)
+                await trio.sleep(0.2)
+                async with trio.open_nursery() as producing:
+                    producing.start_soon(story.produce, "shop")
+                    producing.start_soon(story.produce, "billing")
+                    for _ in range(ROUNDS):
+                        await trio.sleep(0.2 + story.random.random() * 0.5)
+                        await story.kill(broker)
+                    story.done = True
+                await story.finish(broker)
+                story.drained = True
+    events = read_histories([path])
+    counted = Counter(type(event).__name__ for event in events)
+    print(dict(counted))  # noqa: T201 pytest shows it when the test fails
+    assert [str(violation) for violation in check(events)] == []
+    assert counted["PublishOk"] > ROUNDS * BATCH
