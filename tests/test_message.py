@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 from zlib import crc32
@@ -132,6 +133,20 @@ def test_a_good_name_is_accepted(name: str) -> None:
 def test_a_name_is_a_str(name: object) -> None:
     with pytest.raises(ValueError, match="must be a str"):
         check_name("thing", name)
+
+
+def test_a_forked_process_does_not_make_the_ids_of_its_parent() -> None:
+    new_id()  # the numbers for more are fetched now
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"".join(new_id()[8:] for _ in range(10)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 1000)
+    os.close(reading)
+    os.close(writing)
+    assert not {theirs[at : at + 8] for at in range(0, 80, 8)} & {new_id()[8:] for _ in range(10)}
 
 
 def test_a_new_id_is_a_uuid_of_version_7() -> None:
