@@ -73,12 +73,13 @@ class Broker:
             began = anyio.current_time()
             try:
                 await self._connect_and_carry()
+            # First, because NotConnected is an OSError too.
+            except KiteQError as error:
+                self._failed(error, failures)
             except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                 # anyio says only that all attempts failed; why is in the cause.
                 text = str(error.__cause__ or error) or "the connection was closed during the greeting"
                 self._failed(NotConnected(f"{self.address} could not be reached: {text}"), failures)
-            except KiteQError as error:
-                self._failed(error, failures)
             else:
                 # A connection that lived is followed by a quick attempt, one that did not by a slower one.
                 failures = 0 if anyio.current_time() - began > RECONNECT_SECONDS_MAX else failures

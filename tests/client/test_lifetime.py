@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
 
@@ -222,3 +224,36 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, object]) -> None:
 def test_a_plain_function_is_no_handler() -> None:
     with pytest.raises(TypeError, match="async def"):
         Client("localhost:1", group="g", on_message=print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by", ["timeout", "cancel"])
+def test_cancellation_by_asyncio_itself_passes_through(by: str) -> None:
+    async def main() -> None:
+        async with peer(well) as address:
+
+            async def body() -> None:
+                async with Client(address, group="g"):
+                    await asyncio.sleep(10)
+
+            task = asyncio.ensure_future(body())
+            if by == "timeout":
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await task
+            else:
+                await asyncio.sleep(0.05)
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    anyio.run(main, backend="asyncio")
+
+
+def test_asyncio_timeout_around_a_client_is_a_timeout_error() -> None:
+    async def main() -> None:
+        async with peer(well) as address:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), Client(address, group="g"):
+                    await asyncio.sleep(10)
+
+    anyio.run(main, backend="asyncio")
