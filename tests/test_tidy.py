@@ -27,6 +27,7 @@ LEVELS: Final = {
     "kiteq.clock": 0,
     "kiteq.message": 0,
     "kiteq.config": 0,
+    "kiteq.values": 0,
     "kiteq.logs": 0,
     "kiteq.remoting": 1,
     "kiteq.binding": 1,
