@@ -128,7 +128,8 @@ class Broker:
             self.session = None
             tasks.cancel_scope.cancel()
         self.error = NotConnected(f"the connection to {self.address} was lost: {reason}")
-        logger.warning("connection to %s ended: %s", self.address, reason)
+        expected = session.leaving  # said goodbye itself
+        logger.log(logging.DEBUG if expected else logging.WARNING, "connection to %s ended: %s", self.address, reason)
 
     async def _end_after_goodbye(self, session: Session) -> None:
         """Once the broker said goodbye: finish what is open there, then leave."""
