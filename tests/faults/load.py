@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
@@ -21,6 +21,9 @@ from tests.faults.history import Drained, FinalDead, FinalGroup, History, Publis
 __all__ = ["CALM", "FUSSY", "SLOW", "Load", "Temper", "consume", "drain", "final_state", "produce"]
 
 RECONNECT_SECONDS: Final = 0.05
+EXTEND_SECONDS: Final = 0.5
+HOLD_SECONDS_MAX: Final = 5.0
+"""Longer than the ack deadline of these runs."""
 DRAIN_SECONDS_MAX: Final = 40.0
 FRAMES_IN_FLIGHT: Final = 4
 LETTERS_MAX: Final = 1_000
@@ -59,7 +62,8 @@ class Load:
     """Producers stop; consumers ack everything."""
     stop: bool = False
     sent: int = 0
-    calls: dict[str, Message] = field(default_factory=dict)
+    letters_left: int = LETTERS_MAX // 2
+    """How many messages may still be made dead letters, for one answer lists at most LETTERS_MAX."""
 
 
 async def _reconnect(load: Load, group: str, bindings: Iterable[Binding] = ()) -> DriverConnection | None:
@@ -74,9 +78,10 @@ async def _reconnect(load: Load, group: str, bindings: Iterable[Binding] = ()) -
 # --- producers ----------------------------------------------------------------------------------
 
 
-def _new_message(random: Random) -> Message:
+def _new_message(load: Load, random: Random) -> Message:
     topic = random.choice(("orders", "events"))
-    kind = random.choices(("x.a", "x.b", "y", "poison"), (18, 9, 9, 1))[0]
+    kind = random.choices(("x.a", "x.b", "y", "poison"), (18, 9, 9, load.letters_left > 0))[0]
+    load.letters_left -= kind == "poison"
     limit = random.choice((1, 3)) if kind == "poison" else 100
     return Message(topic, kind, random.randbytes(random.choice((0, 20, 200, 2_000))), deliver_limit=limit)
 
@@ -94,7 +99,7 @@ async def produce(load: Load, group: str, seed: str) -> None:
             while again or not load.drain:
                 frame = [again.popleft() for _ in range(min(len(again), 8))]
                 if not frame and load.sent < load.messages_max:
-                    frame = [_new_message(random) for _ in range(random.randint(1, 24))]
+                    frame = [_new_message(load, random) for _ in range(random.randint(1, 24))]
                     load.sent += len(frame)
                 if frame:
                     calls |= dict(zip(await connection.publish(frame), frame, strict=True))
@@ -136,7 +141,8 @@ async def consume(load: Load, group: str, bindings: list[Binding], temper: Tempe
 
 
 async def _consume_on(connection: DriverConnection, load: Load, temper: Temper, random: Random) -> None:
-    held: deque[tuple[float, int]] = deque()
+    held: list[tuple[float, int]] = []
+    extended = time.monotonic()
     await connection.credit(random.choice((8, 64, 256)))
     while not load.stop:
         arrived: list[Arrival] = []
@@ -145,11 +151,14 @@ async def _consume_on(connection: DriverConnection, load: Load, temper: Temper, 
         acks = [
             arrival.tag
             for arrival in arrived
-            if load.drain or not await _misbehave(connection, arrival, temper, random, held)
+            if load.drain or not await _misbehave(connection, arrival, load, temper, random, held)
         ]
         now = time.monotonic()
-        while held and (held[0][0] <= now or load.drain):
-            acks.append(held.popleft()[1])
+        acks += [tag for due, tag in held if due <= now or load.drain]
+        held = [(due, tag) for due, tag in held if due > now and not load.drain]
+        if held and now >= extended + EXTEND_SECONDS:
+            extended = now
+            await connection.extend([tag for _, tag in held])
         if len(acks) > 2 and random.random() < 0.1:
             random.shuffle(acks)
             half = len(acks) // 2
@@ -168,7 +177,12 @@ async def _consume_on(connection: DriverConnection, load: Load, temper: Temper, 
 
 
 async def _misbehave(
-    connection: DriverConnection, arrival: Arrival, temper: Temper, random: Random, held: deque[tuple[float, int]]
+    connection: DriverConnection,
+    arrival: Arrival,
+    load: Load,
+    temper: Temper,
+    random: Random,
+    held: list[tuple[float, int]],
 ) -> bool:
     """Do something else than to ack a message at once, by the temper's chances; return whether it was done."""
     if b"\xa6poison" in arrival.blob[:64]:
@@ -180,10 +194,11 @@ async def _misbehave(
     for limit, how, after_ms in (
         (temper.fail, NACK_FAILED, None),
         (temper.fail_later, NACK_FAILED, random.randint(50, 1_500)),
-        (temper.reject, NACK_REJECTED, None),
+        (temper.reject * (load.letters_left > 0), NACK_REJECTED, None),
         (temper.hand_back, NACK_UNSTARTED, None),
     ):
         if chance < limit:
+            load.letters_left -= how == NACK_REJECTED
             await connection.nack([arrival.tag], how, after_ms)
             return True
         chance -= limit
@@ -191,7 +206,9 @@ async def _misbehave(
         return True
     chance -= temper.forget
     if chance < temper.hold:
-        held.append((time.monotonic() + random.random() * 0.3, arrival.tag))
+        held.append(
+            (time.monotonic() + random.random() * (HOLD_SECONDS_MAX if random.random() < 0.01 else 0.3), arrival.tag)
+        )
         return True
     return False
 

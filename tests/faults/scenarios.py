@@ -68,6 +68,14 @@ class Stage:
         await connection.answered()
         await connection.goodbye()
 
+    async def in_flight(self, count: int) -> None:
+        """Wait until the groups together hold so many messages."""
+        inspector = await open_connection(self.broker.port, "inspector", self.history)
+        with trio.fail_after(ARRIVE_SECONDS_MAX):
+            while sum(row["in_flight"] for row in await inspector.admin("group.list")) != count:
+                await trio.sleep(0.01)
+        await inspector.drop()
+
     async def finish(self) -> None:
         """Let one member of each group take what is left, and note what the broker says then."""
         async with trio.open_nursery() as nursery:
@@ -250,6 +258,7 @@ async def leave_out_of_order(stage: Stage) -> None:
     await first.credit(0)
     await second.credit(0)
     await first.goodbye()
+    await stage.in_flight(10)
     await second.nack([arrived[4].tag])
     await second.answered()
     await second.drop()

@@ -18,9 +18,10 @@ import trio
 import kiteq
 from tests.faults import scenarios
 from tests.faults.checker import Violation, check
+from tests.faults.driver import Lost
 from tests.faults.history import History, Run, read_histories
 from tests.faults.scenarios import ACK_DEADLINE, SCENARIOS, Scenario, Stage
-from tests.support.broker import BrokerProcess
+from tests.support.broker import BrokerFailed, BrokerProcess
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ SEEDED: Final = (
 )
 
 
-async def _play(scenario: Scenario, folder: Path, package_parent: Path) -> list[Violation]:
+async def _play(scenario: Scenario, folder: Path, package_parent: Path, *, may_die: bool) -> list[Violation]:
     (folder / "broker").mkdir()
     environment = {"PYTHONPATH": str(package_parent), "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"}
     path = folder / "history.jsonl"
@@ -64,6 +65,9 @@ async def _play(scenario: Scenario, folder: Path, package_parent: Path) -> list[
             await stage.start()
             await scenario(stage)
             await stage.finish()
+        except* (Lost, BrokerFailed):
+            if not may_die:
+                raise
         finally:
             stage.broker.close()
     return check(read_histories([path]))
@@ -90,14 +94,14 @@ def _patched_copy(folder: Path, patch: Path) -> Path:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 async def test_the_broker_keeps_its_promises(scenario: Scenario, tmp_path: Path) -> None:
-    violations = await _play(scenario, tmp_path, Path(kiteq.__file__).parent.parent)
+    violations = await _play(scenario, tmp_path, Path(kiteq.__file__).parent.parent, may_die=False)
     assert [str(violation) for violation in violations] == []
 
 
 @pytest.mark.parametrize("defect", SEEDED, ids=lambda defect: defect.patch)
 async def test_a_seeded_defect_is_caught_and_its_invariant_named(defect: Defect, tmp_path: Path) -> None:
     parent = _patched_copy(tmp_path, DEFECTS / f"{defect.patch}.patch")
-    violations = await _play(defect.scenario, tmp_path, parent)
+    violations = await _play(defect.scenario, tmp_path, parent, may_die=True)
     assert defect.invariant in {violation.invariant for violation in violations}, [str(one) for one in violations]
 
 
