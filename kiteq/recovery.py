@@ -11,6 +11,7 @@ import trio
 from kiteq.limits import (
     DISK_FREE_BYTES_MIN,
     DISK_FREE_SHARE_MIN,
+    READ_BYTES,
     RECONNECT_GRACE_SECONDS,
     SNAPSHOT_SECONDS,
     STORE_ALARM_SHARE,
@@ -35,7 +36,7 @@ TICK_SECONDS: Final = 0.1
 CHECK_SECONDS: Final = 1.0
 """Free disk, the store's size and absent groups are looked at this often."""
 SWEEP_SECONDS: Final = 30.0
-"""Expired, mostly settled and unrouted messages are looked for this often."""
+"""Expired and mostly settled messages, and old unrouted ones, are looked for this often."""
 REWRITE_AGE_SECONDS: Final = 60.0
 """A record younger than this is usually settled whole soon."""
 REWRITES_PER_SWEEP: Final = 1_000
@@ -50,6 +51,7 @@ async def run_timers(core: Core) -> None:
         nursery.start_soon(_check, core)
         nursery.start_soon(_snapshots, core)
         nursery.start_soon(_sweep, core)
+        nursery.start_soon(_unrouted, core)
 
 
 async def _tick(core: Core) -> None:
@@ -140,7 +142,6 @@ async def _snapshots(core: Core) -> None:
 
 async def _sweep(core: Core) -> None:
     while True:
-        await _trim_unrouted(core)
         for topic in list(core.store.topics.values()):
             await _sweep_topic(core, topic)
         await trio.sleep(SWEEP_SECONDS)
@@ -216,19 +217,43 @@ async def _rewrite(core: Core, topic: TopicLog, first: int) -> bool:
     return True
 
 
-async def _trim_unrouted(core: Core) -> None:
+async def _unrouted(core: Core) -> None:
     """Drop messages no group was bound to when they are too old, or too many: the oldest first."""
-    sizes = await trio.to_thread.run_sync(core.store.read_unrouted_sizes)
-    total = sum(size for _, size, _ in sizes)
+    await _measure_unrouted(core)
+    looked_at = core.clock.monotonic()
+    while True:
+        await trio.sleep(CHECK_SECONDS)
+        if core.unrouted_bytes > UNROUTED_BYTES_MAX or core.clock.monotonic() - looked_at > SWEEP_SECONDS:
+            looked_at = core.clock.monotonic()
+            while await _trim_unrouted(core):
+                pass
+
+
+async def _measure_unrouted(core: Core) -> None:
+    for topic in list(core.store.topics.values()):
+        start = 0
+        while sizes := await trio.to_thread.run_sync(core.store.read_unrouted_sizes, topic, start, READ_BYTES):
+            core.unrouted_bytes += sum(size for _, size, _ in sizes)
+            start = SEQUENCE_KEY.unpack(sizes[-1][0])[1] + 1
+
+
+async def _trim_unrouted(core: Core) -> bool:
+    """Drop some of the oldest; return whether there may be more to drop."""
+    found: list[tuple[bytes, int, int]] = []
+    for topic in list(core.store.topics.values()):
+        found += await trio.to_thread.run_sync(core.store.read_unrouted_sizes, topic, 0, READ_BYTES)
     oldest_ms = core.clock.epoch_ms() - int(UNROUTED_SECONDS_MAX * 1000)
     submission = Submission(lambda _error: None, urgent=False)
-    for key, size, accepted_ms in sizes:
-        if accepted_ms >= oldest_ms and total <= UNROUTED_BYTES_MAX:
+    for key, size, accepted_ms in sorted(found, key=lambda one: one[2]):
+        if accepted_ms >= oldest_ms and core.unrouted_bytes <= UNROUTED_BYTES_MAX:
             break
         submission.rows.append((Table.UNROUTED, key, None))
-        total -= size
-    core.unrouted_records = len(sizes) - len(submission.rows)
-    core.unrouted_bytes = total
-    if submission.rows:
-        log.info("dropped old messages no group was bound to", records=len(submission.rows))
-        core.store.writer.submit(submission)
+        core.unrouted_bytes -= size
+    if not submission.rows:
+        return False
+    core.counters["unrouted_dropped_records"] += len(submission.rows)
+    finished = trio.Event()
+    submission.done = lambda _error: finished.set()
+    core.store.writer.submit(submission)
+    await finished.wait()
+    return len(submission.rows) == len(found)

@@ -97,7 +97,7 @@ class Administer:
             "store_bytes": usage.used,
             "store_limit": usage.limit,
             "disk_free": usage.disk_free,
-            "unrouted_records": core.unrouted_records,
+            "unrouted_bytes": core.unrouted_bytes,
             "damaged_records": core.store.damaged_records,
             "refusing": None if core.refusing is None else core.refusing[1],
             "counters": dict(core.counters),

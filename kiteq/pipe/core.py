@@ -44,5 +44,4 @@ class Core:
     full_topics: dict[str, str] = field(default_factory=dict)
     """Topics refused because a group, named here, is over its quota."""
     draining: bool = False
-    unrouted_records: int = 0
     unrouted_bytes: int = 0

@@ -49,6 +49,8 @@ class Persist:
         topic.next_sequence += count
         if not placed.outlets:
             topic.unrouted_end = topic.next_sequence
+            self._core.unrouted_bytes += sum(map(len, placed.blobs))
+            self._core.counters["unrouted"] += count
         self._core.store.save_topic(topic, submission)
         table = Table.LOG if placed.outlets else Table.UNROUTED
         runs = [(count, placed.owners)]

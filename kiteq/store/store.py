@@ -284,7 +284,7 @@ class Store:
         rows = self._tables.scan(Table.LOG, SEQUENCE_KEY.pack(topic.number, start), key_end, bytes_max=bytes_max)
         reached = start
         for key, value in rows:
-            reached = SEQUENCE_KEY.unpack(key)[1] + 1
+            reached = SEQUENCE_KEY.unpack(key)[1]
             try:
                 record = records.read(key, value)
             except records.DamagedRecord:
@@ -343,14 +343,16 @@ class Store:
                 found.append((key, None))
         return found
 
-    def read_unrouted_sizes(self) -> list[tuple[bytes, int, int]]:
-        """Return (key, bytes, accepted ms) of all records no group was bound to, oldest accepted first."""
-        rows = self._tables.scan(Table.UNROUTED, b"", b"\xff" * 16)
+    def read_unrouted_sizes(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, int, int]]:
+        """Return (key, bytes, accepted ms) of a topic's records no group was bound to, from a sequence on."""
         sizes: list[tuple[bytes, int, int]] = []
-        for key, value in rows:
-            with suppress(records.DamagedRecord):
+        begin, end = SEQUENCE_KEY.pack(topic.number, start), PREFIX.pack(topic.number + 1)
+        for key, value in self._tables.scan(Table.UNROUTED, begin, end, bytes_max=bytes_max):
+            try:
                 sizes.append((key, len(value), records.parse_head(key, value).accepted_ms))
-        return sorted(sizes, key=lambda size: size[2])
+            except records.DamagedRecord:
+                sizes.append((key, len(value), 0))  # the first to go
+        return sizes
 
     def usage(self) -> Usage:
         """Return how full the store is."""
