@@ -1,0 +1,42 @@
+"""Reading a backlog in pieces leaves nothing out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kiteq.message import Message
+from kiteq.store.opening import open_store
+from kiteq.store.tables import Table
+from kiteq.store.writer import Append, Submission
+
+RECORDS = 7
+EXPIRES_MS = 1 << 45
+
+
+@pytest.mark.parametrize("scheme", ["memory", "lmdb"])
+@pytest.mark.parametrize("per_record", [1, 2, 3])
+async def test_pieces_of_any_size_hold_each_message_once(tmp_path: Path, scheme: str, per_record: int) -> None:
+    url = "memory://" if scheme == "memory" else f"lmdb://{tmp_path / 'data'}"
+    store = open_store(url, bytes_max=64 << 20)
+    async with store.running():
+        topic = store.topic("trade")
+        subscription = store.new_subscription("members", topic)
+        for record in range(RECORDS):
+            submission = Submission(lambda _error: None)
+            store.save_topic(topic, submission)
+            blobs = [Message("trade", "pay-succ", b"x" * 100).encoded() for _ in range(per_record)]
+            runs = [(per_record, (subscription.number,))]
+            first = record * per_record
+            submission.appends.append(Append(Table.LOG, topic.number, first, blobs, runs, 0, EXPIRES_MS))
+            submission.messages = per_record
+            store.writer._write([submission])
+        total = RECORDS * per_record
+        for bytes_max in (1, 300, 700, 1 << 20):
+            start, found = 0, []
+            while start < total:
+                loaded = store.read_log(subscription, start, total, bytes_max)
+                found += [sequence for one in loaded for sequence in one.sequences]
+                start = loaded[-1].sequences.start  # type: ignore[attr-defined]
+            assert found == list(range(total)), f"in pieces of {bytes_max} bytes"
