@@ -33,6 +33,8 @@ __all__ = ["run_timers"]
 
 TICK_SECONDS: Final = 0.1
 """Watermarks, warm-up, due retries and ack deadlines are looked at this often."""
+IDLE_TICK_SECONDS: Final = 0.5
+"""While nobody is connected nothing can go out."""
 CHECK_SECONDS: Final = 1.0
 """Free disk, the store's size and absent groups are looked at this often."""
 SWEEP_SECONDS: Final = 30.0
@@ -56,7 +58,7 @@ async def run_timers(core: Core) -> None:
 
 async def _tick(core: Core) -> None:
     while True:
-        await trio.sleep(TICK_SECONDS)
+        await trio.sleep(TICK_SECONDS if core.peers else IDLE_TICK_SECONDS)
         now, now_ms = core.clock.monotonic(), core.clock.epoch_ms()
         for peer in list(core.peers):
             for lease in peer.leases():

@@ -36,7 +36,9 @@ class Check:
 
     def handle(self, event: Admitted) -> tuple[Checked, ...]:
         """Check all frames of a batch."""
-        group = event.peer.group
+        core, group = self._core, event.peer.group
+        if core.duplicates.is_full:
+            core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
         frames = [self._frame(packet, group) for packet in event.packets]
         size = sum([len(blob) for frame in frames for _, blobs in frame.runs for blob in blobs])
         return (Checked(Batch(event.peer, frames, size)),)

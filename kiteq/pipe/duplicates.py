@@ -52,13 +52,17 @@ class DuplicateWindow:
             for message_id in ids:
                 known.pop(message_id, None)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the younger generation holds its share of ids."""
+        return self._young_count >= DUPLICATE_IDS_MAX // 2
+
     def rotate(self, now: float, commit: int) -> None:
-        """Drop the older generation when the window has moved on; called once per turn.
+        """Drop the older generation when the window has moved on.
 
         commit: the last one known to be finished, a lower bound for where the next ids are stored.
         """
-        full = self._young_count >= DUPLICATE_IDS_MAX // 2
-        if not full and now - self._young_since < DUPLICATE_WINDOW_SECONDS:
+        if not self.is_full and now - self._young_since < DUPLICATE_WINDOW_SECONDS:
             return
         self._old, self._young = self._young, {}
         self._young_count = 0
