@@ -72,7 +72,7 @@ class Stage:
         """Wait until the groups together hold so many messages."""
         inspector = await open_connection(self.broker.port, "inspector", self.history)
         with trio.fail_after(ARRIVE_SECONDS_MAX):
-            while sum(row["in_flight"] for row in await inspector.admin("group.list")) != count:
+            while sum(row["in_flight"] for row in await inspector.admin("group.list")) != count:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         await inspector.drop()
 
@@ -272,6 +272,18 @@ async def leave_out_of_order(stage: Stage) -> None:
     await third.goodbye()
 
 
+async def leave_while_the_log_is_read(stage: Stage) -> None:
+    """A backlog larger than memory takes arrives whole, also when its only reader comes and goes."""
+    await stage.bind("a", ORDERS)
+    for _ in range(20):
+        await stage.publish(*[Message("orders", "paid", b"x" * 16_000) for _ in range(30)])
+    for cycle in range(40):
+        # Read on at once: what the window leaves of the first read is little. Then leave at any moment of it.
+        consumer = await stage.consumer("a", window=48)
+        await trio.sleep(0.0002 * cycle)
+        await consumer.goodbye()
+
+
 Scenario = Callable[[Stage], Awaitable[None]]
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
@@ -287,4 +299,5 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     bound_to_neighbours,
     kill_after_binding,
     leave_out_of_order,
+    leave_while_the_log_is_read,
 )

@@ -50,6 +50,7 @@ SEEDED: Final = (
     Defect("regex-not-anchored", "I2", scenarios.bound_to_neighbours),
     Defect("bindings-forgotten-on-restart", "I1", scenarios.kill_after_binding),
     Defect("memory-given-up-out-of-order", "I11", scenarios.leave_out_of_order),
+    Defect("memory-given-up-during-a-read", "I1", scenarios.leave_while_the_log_is_read),
     Defect("dead-letters-not-counted", "I22", scenarios.kill_after_rejection),
 )
 
