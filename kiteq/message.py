@@ -18,11 +18,10 @@ constant `CRC_RESIDUE`, so one call over the whole checks a message.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -31,6 +30,7 @@ from zlib import crc32
 import msgpack
 
 from kiteq.errors import KiteQError, MessageTooLarge, Refused
+from kiteq.ids import check_id, new_id
 from kiteq.limits import (
     BODY_BYTES_MAX_CEILING,
     DELIVER_LIMIT_MAX,
@@ -120,47 +120,6 @@ def check_name(kind: str, name: object) -> str:
     return name
 
 
-_RANDOM = struct.Struct(">HQ")
-_ID = struct.Struct(">QQ")
-_RANDOM_POOL_BYTES = 1_000 * _RANDOM.size
-_random: Iterator[tuple[int, ...]] = iter(())
-"""Random numbers fetched ahead: a call of the system for each id took two thirds of the time of making one."""
-
-
-def _forget_random() -> None:
-    """Let a forked process draw its own random numbers: two must never make the same id."""
-    global _random  # noqa: PLW0603 one pool for each process
-    _random = iter(())
-
-
-os.register_at_fork(after_in_child=_forget_random)
-
-
-def new_id() -> bytes:
-    """Return a new message id: a UUIDv7 (RFC 9562, section 5.7), so ids of one producer sort by time."""
-    global _random  # noqa: PLW0603 refilled when it is used up
-    numbers = next(_random, None)
-    if numbers is None:
-        _random = _RANDOM.iter_unpack(os.urandom(_RANDOM_POOL_BYTES))
-        numbers = next(_random)
-    a, b = numbers
-    ms = time.time_ns() // 1_000_000
-    return _ID.pack(ms << 16 | 0x7000 | a & 0xFFF, 0x8000000000000000 | b & 0x3FFFFFFFFFFFFFFF)
-
-
-def _check_id(value: bytes | str | None) -> bytes:
-    if value is None:
-        return new_id()
-    if isinstance(value, str):
-        try:
-            value = bytes.fromhex(value.replace("-", ""))
-        except ValueError:
-            raise ValueError("a message id as str must be 32 hex digits") from None
-    if type(value) is not bytes or len(value) != 16:
-        raise ValueError("a message id must be 16 bytes, or 32 hex digits")
-    return value
-
-
 class Message:
     """What a producer sends.
 
@@ -205,7 +164,7 @@ class Message:
             self.body = body
         else:
             raise ValueError(f"a body must be bytes or str, not {type(body).__name__}")
-        self.id = new_id() if id is None else _check_id(id)
+        self.id = new_id() if id is None else check_id(id)
         self.properties = properties
         self.ttl = ttl
         self.deliver_limit = deliver_limit

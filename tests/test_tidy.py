@@ -25,6 +25,7 @@ LEVELS: Final = {
     "kiteq.errors": 0,
     "kiteq.limits": 0,
     "kiteq.clock": 0,
+    "kiteq.ids": 0,
     "kiteq.message": 0,
     "kiteq.config": 0,
     "kiteq.values": 0,
