@@ -5,9 +5,6 @@ A patch that no longer applies is a failure here: bring it up to date with the c
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,11 +12,11 @@ from typing import Final, NamedTuple
 import pytest
 import trio
 
-import kiteq
 from tests.faults import scenarios
 from tests.faults.checker import Violation, check
 from tests.faults.driver import Lost
 from tests.faults.history import History, Run, read_histories
+from tests.faults.patching import PACKAGE_PARENT, patched_copy
 from tests.faults.scenarios import ACK_DEADLINE, SCENARIOS, Scenario, Stage
 from tests.support.broker import BrokerFailed, BrokerProcess
 
@@ -74,34 +71,15 @@ async def _play(scenario: Scenario, folder: Path, package_parent: Path, *, may_d
     return check(read_histories([path]))
 
 
-def _patched_copy(folder: Path, patch: Path) -> Path:
-    """Return a folder with a copy of the package that has the defect."""
-    parent = folder / "patched"
-    shutil.copytree(Path(kiteq.__file__).parent, parent / "kiteq", ignore=shutil.ignore_patterns("__pycache__"))
-    applied = subprocess.run(
-        ["git", "apply", "--recount", "-C1", "-p1", str(patch)],
-        cwd=parent,
-        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(folder), "GIT_DIR": str(folder / "none")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert applied.returncode == 0, (
-        f"{patch.name} does not apply any more: the code it changes has moved. "
-        f"Bring tests/faults/defects/{patch.name} up to date.\n{applied.stderr}"
-    )
-    return parent
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 async def test_the_broker_keeps_its_promises(scenario: Scenario, tmp_path: Path) -> None:
-    violations = await _play(scenario, tmp_path, Path(kiteq.__file__).parent.parent, may_die=False)
+    violations = await _play(scenario, tmp_path, PACKAGE_PARENT, may_die=False)
     assert [str(violation) for violation in violations] == []
 
 
 @pytest.mark.parametrize("defect", SEEDED, ids=lambda defect: defect.patch)
 async def test_a_seeded_defect_is_caught_and_its_invariant_named(defect: Defect, tmp_path: Path) -> None:
-    parent = _patched_copy(tmp_path, DEFECTS / f"{defect.patch}.patch")
+    parent = patched_copy(tmp_path, DEFECTS / f"{defect.patch}.patch")
     violations = await _play(defect.scenario, tmp_path, parent, may_die=True)
     assert defect.invariant in {violation.invariant for violation in violations}, [str(one) for one in violations]
 

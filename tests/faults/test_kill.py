@@ -19,6 +19,7 @@ from kiteq.binding.bindings import Binding, direct, fanout, regex
 from tests.faults.checker import check
 from tests.faults.history import BrokerStarted, BrokerStopped, Event, History, Run, read_histories
 from tests.faults.load import CALM, FUSSY, SLOW, Load, Temper, consume, drain, produce
+from tests.faults.patching import PACKAGE_PARENT, hurried_copy
 from tests.support.broker import BrokerFailed, BrokerProcess
 
 pytestmark = pytest.mark.slow
@@ -35,10 +36,6 @@ CONSUMERS: Final[list[tuple[str, list[Binding], Temper]]] = [
     ("slow", [direct("events", "x.a"), direct("orders", "y")], SLOW),
 ]
 PRODUCERS: Final = ["billing", "billing", "shop"]
-
-
-def _seed() -> int:
-    return int(os.environ.get("KITEQ_FAULTS_SEED", SystemRandom().randrange(1 << 32)))
 
 
 async def _kill_and_restart(broker: BrokerProcess, history: History, random: Random) -> None:
@@ -94,10 +91,13 @@ def _report(events: list[Event]) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(counted.items()))
 
 
-async def _judge(folder: Path, seed: int, rounds: int) -> None:
+async def _judge(folder: Path, rounds: int, *, hurried: bool) -> None:
+    seed = int(os.environ.get("KITEQ_FAULTS_SEED", SystemRandom().randrange(1 << 32)))
     print(f"seed {seed}, {rounds} rounds")  # noqa: T201 pytest shows it when the test fails
     (folder / "broker").mkdir()
-    broker = BrokerProcess(folder / "broker", environment={"KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"})
+    package_parent = hurried_copy(folder) if hurried else PACKAGE_PARENT
+    environment = {"PYTHONPATH": str(package_parent), "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"}
+    broker = BrokerProcess(folder / "broker", environment=environment)
     path = folder / "history.jsonl"
     with History(path) as history, trio.fail_after(RUN_SECONDS_MAX + 5 * rounds):
         complete = await _run(broker, history, seed, rounds)
@@ -108,12 +108,12 @@ async def _judge(folder: Path, seed: int, rounds: int) -> None:
     assert sum(isinstance(event, BrokerStopped) for event in events) >= rounds
 
 
-@pytest.mark.parametrize("run", range(2))
-async def test_nothing_promised_is_broken_by_kills_under_load(tmp_path: Path, run: int) -> None:
-    await _judge(tmp_path, _seed() + run, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "6")))
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_nothing_promised_is_broken_by_kills_under_load(tmp_path: Path, hurried: bool) -> None:
+    await _judge(tmp_path, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "6")), hurried=hurried)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("run", range(5))
-async def test_nothing_promised_is_broken_by_many_kills(tmp_path: Path, run: int) -> None:
-    await _judge(tmp_path, _seed() + run, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "60")))
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_nothing_promised_is_broken_by_many_kills(tmp_path: Path, hurried: bool) -> None:
+    await _judge(tmp_path, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "100")), hurried=hurried)
