@@ -84,6 +84,8 @@ def recover(tables: Tables) -> Recovered:
     subscriptions = _subscriptions(tables, topics, rows)
     settled_rows = _settlements(tables, subscriptions)
     damaged = sum(_log(tables, topic, subscriptions, rows) for topic in topics.values())
+    for topic in topics.values():
+        _unrouted(tables, topic)
     due = _retries(tables, subscriptions, rows)
     _dead(tables, subscriptions)
     recent = _recent(tables)
@@ -184,6 +186,19 @@ def _log(tables: Tables, topic: TopicLog, subscriptions: dict[int, Subscription]
             topic.next_sequence = records.sequences(key, value, head)[-1]
         start = page[-1][0] + b"\0"
     return damaged
+
+
+def _unrouted(tables: Tables, topic: TopicLog) -> None:
+    """Go on behind the messages kept apart: a sequence given twice would overwrite one of them."""
+    start, end = SEQUENCE_KEY.pack(topic.number, 0), PREFIX.pack(topic.number + 1)
+    while page := tables.scan(Table.UNROUTED, start, end, bytes_max=SCAN_BYTES):
+        for key, value in page:
+            try:
+                last = records.sequences(key, value, records.parse_head(key, value))[-1]
+            except records.DamagedRecord:
+                last = SEQUENCE_KEY.unpack(key)[1] + len(value)
+            topic.next_sequence = max(topic.next_sequence, last)
+        start = page[-1][0] + b"\0"
 
 
 def _owed(key: bytes, value: bytes, head: records.Head, here: dict[int, Subscription]) -> int:
