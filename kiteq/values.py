@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from kiteq import limits
 from kiteq.message import check_name
 
-__all__ = ["READERS", "Given", "WrongValue", "is_loopback", "seconds_text", "size_text", "split_address"]
+__all__ = ["READERS", "Given", "WrongValue", "duration", "is_loopback", "seconds_text", "size_text", "split_address"]
 
 STORE_BYTES_MIN: Final = 16 * limits.MIB
 STORE_BYTES_CEILING: Final = 16_384 * limits.GIB
@@ -114,7 +114,8 @@ def _size(lowest: int, highest: int) -> Reader:
     return read
 
 
-def _duration(lowest: float, highest: float) -> Reader:
+def duration(lowest: float, highest: float) -> Reader:
+    """Return the reader of a time in seconds within bounds."""
     allowed = f"a time from {seconds_text(lowest)} to {seconds_text(highest)}, like 60s"
 
     def read(given: Given) -> float:
@@ -238,9 +239,9 @@ READERS: Final[Mapping[str, Reader]] = {
     "message_limit": _size(1, limits.BODY_BYTES_MAX_CEILING),
     "group_quota": _size(limits.MIB, STORE_BYTES_CEILING),
     "connections": _number(1, CONNECTIONS_CEILING),
-    "ack_deadline": _duration(0.1, limits.HOLD_SECONDS_MAX),
-    "max_hold": _duration(0.1, 7 * 86_400.0),
-    "drain_timeout": _duration(0.0, 3_600.0),
+    "ack_deadline": duration(0.1, limits.HOLD_SECONDS_MAX),
+    "max_hold": duration(0.1, 7 * 86_400.0),
+    "drain_timeout": duration(0.0, 3_600.0),
     "handlers": _handlers,
     "insecure": _switch,
     "log_level": _choice("debug", "info", "warning", "error"),

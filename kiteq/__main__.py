@@ -1,0 +1,40 @@
+"""The command `kiteq`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from kiteq import __version__
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its status."""
+    words = sys.argv[1:] if words is None else words
+    if list(words) in (["--version"], ["-version"]):
+        print(f"kiteq {__version__}")
+        sys.exit(0)
+    from kiteq.cli.app import app
+    from kiteq.cli.arguments import with_two_dashes
+    from kiteq.cli.failing import sentence_and_status
+
+    try:
+        app(args=with_two_dashes(words), prog_name="kiteq")
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `kiteq listen trade | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        known = sentence_and_status(error)
+        if known is None:
+            raise
+        sentence, status = known
+        print(f"kiteq: {sentence}", file=sys.stderr)
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The broker's flags, for every command that takes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
+
+import typer
+
+from kiteq import config
+from kiteq.errors import ConfigError
+
+__all__ = ["Broker", "Json", "Yes", "given", "resolve", "with_server_flags"]
+
+Broker = Annotated[str, typer.Option("--broker", metavar="HOST:PORT", envvar="KITEQ_BROKER", help="The broker.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+_HELP: Final = {
+    "config": ("FILE", "TOML file with settings."),
+    "bind": ("HOST:PORT", "Where to listen. [default: 127.0.0.1:13800]"),
+    "advertise": ("HOST:PORT", "What to announce instead."),
+    "topics": ("A,B,...", "Topics to serve. [default: every name]"),
+    "db": ("URL", "Store: lmdb:///path, lmdb://./path, memory://, mock://. [default: lmdb://./kiteq-data]"),
+    "flush": ("sync|async", "Receipts after or before the message is on disk. [default: sync]"),
+    "store_limit": ("SIZE", "Largest size of the store. [default: 64GiB]"),
+    "message_limit": ("SIZE", "Largest body. [default: 1MiB]"),
+    "group_quota": ("SIZE", "What one group may have waiting. [default: 16GiB]"),
+    "connections": ("N", "Most connections at a time. [default: 1024]"),
+    "ack_deadline": ("TIME", "Without an ack for this long a delivery has failed. [default: 60s]"),
+    "max_hold": ("TIME", "The same, however often a client extends it. [default: 1h]"),
+    "drain_timeout": ("TIME", "How long clients may finish when the broker stops. [default: 10s]"),
+    "handlers": ("MODULE:CLASS,...", "Own handlers to put into the pipeline."),
+    "insecure": ("", "Let other machines in although there are no users."),
+    "log_level": ("LEVEL", "debug, info, warning or error. [default: info]"),
+    "log_format": ("FORMAT", "console, json, or auto: console on a terminal. [default: auto]"),
+    **{name: ("", f"Not built yet: {feature}.") for name, feature in config.NOT_BUILT.items()},
+}
+
+
+def with_server_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every flag of the broker in place of its `**flags`."""
+    own = [
+        parameter
+        for parameter in inspect.signature(function, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    added = []
+    for name, (metavar, text) in _HELP.items():
+        flag = f"--{name.replace('_', '-')}"
+        option: Any
+        kind: Any
+        if name == "insecure":
+            option, kind = typer.Option(flag, help=text, show_default=False), bool | None
+        else:
+            option, kind = typer.Option(flag, metavar=metavar or "VALUE", help=text, show_default=False), str | None
+        added.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+        )
+    parameters = [*own, *added]
+    # typer reads a command from these two attributes; it does not know of `**flags`.
+    described: Any = function
+    described.__signature__ = inspect.Signature(parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
+
+
+def given(flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the flags that stand on the command line."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def resolve(flags: Mapping[str, object]) -> config.Resolved:
+    """Return the settings of these flags, the environment and the file. Raises `ConfigError`."""
+    import os
+    from pathlib import Path
+
+    values = given(flags)
+    path = values.pop("config", None)
+    if path == "":
+        raise ConfigError("--config is empty; name a TOML file or leave it out")
+    return config.load(values, os.environ, None if path is None else Path(str(path)))
