@@ -36,7 +36,7 @@ class Respond:
             return ()
         assert type(event) is Stored
         if not event.durable or self._core.settings.flush == "sync":
-            self._answer(batch, event.placed, durable=event.durable)
+            self._answer(batch, event.placed, durable=event.durable and self._core.store.durable)
         return (event,)
 
     def _answer(self, batch: Batch, placed: list[Placed], *, durable: bool) -> None:

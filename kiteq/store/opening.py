@@ -39,7 +39,7 @@ def open_store(url: str, *, bytes_max: int) -> Store:
             tables.close()
             raise
     if parts.scheme in ("memory", "mock"):
-        return Store(MemoryTables(bytes_max), forgets=parts.scheme == "mock")
+        return Store(MemoryTables(bytes_max), durable=False, forgets=parts.scheme == "mock")
     raise ConfigError(
         f"the database URL {url!r} is of no known kind; use lmdb:///absolute/path, lmdb://./relative/path or memory://"
     )

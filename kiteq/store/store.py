@@ -59,11 +59,13 @@ class DeadLetter(NamedTuple):
 class Store:
     """A store that was opened; `running` starts its writer.
 
+    durable: whether what is committed survives the process.
     forgets: what is delivered counts as settled (`mock://`).
     """
 
-    def __init__(self, tables: Tables, *, forgets: bool = False) -> None:
+    def __init__(self, tables: Tables, *, durable: bool = True, forgets: bool = False) -> None:
         self._tables = tables
+        self.durable = durable
         self.forgets = forgets
         self._recovered = recovered = recover(tables)
         self.broker_id = recovered.broker_id
