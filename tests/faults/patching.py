@@ -19,6 +19,8 @@ HURRIED: Final = (
     ("kiteq/limits.py", "READY_BYTES_MAX", "16 * KIB"),
     ("kiteq/limits.py", "RECORD_BYTES_MAX", "16 * KIB"),
     ("kiteq/limits.py", "READ_BYTES", "8 * KIB"),
+    ("kiteq/limits.py", "RETRY_ROWS_MAX", "4"),
+    ("kiteq/limits.py", "DUPLICATE_IDS_MAX", "4_000"),
     ("kiteq/recovery.py", "SWEEP_SECONDS", "0.2"),
     ("kiteq/recovery.py", "REWRITE_AGE_SECONDS", "0.2"),
 )
