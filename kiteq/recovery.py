@@ -61,7 +61,7 @@ async def _tick(core: Core) -> None:
         await trio.sleep(TICK_SECONDS if core.peers else IDLE_TICK_SECONDS)
         now, now_ms = core.clock.monotonic(), core.clock.epoch_ms()
         for peer in list(core.peers):
-            for lease in peer.leases():
+            for lease in reversed(peer.leases()):  # each goes to the front, so the oldest comes last
                 if now >= lease.deadline:
                     for start, stop in lease.take(0, len(lease.blobs)):
                         for index in reversed(range(start, stop)):

@@ -139,7 +139,8 @@ class Administer:
     async def _group_unsubscribe(self, arguments: Arguments) -> dict[str, Any]:
         group = self._group(arguments)
         kinds = {kind.name.lower(): kind for kind in Kind}
-        kind, topic, pattern = kinds.get(arguments.get("kind", "")), arguments.get("topic"), arguments.get("pattern")
+        topic, pattern = arguments.get("topic"), arguments.get("pattern")
+        kind = kinds.get(str(arguments.get("kind")))
         if kind is None or not isinstance(topic, str) or not isinstance(pattern, str):
             raise Refused("bad_argument", "say topic, kind (direct, regex or fanout) and pattern")
         finished = trio.Event()

@@ -93,18 +93,18 @@ class Deliveries:
             return False
         group.members.remove(peer)
         handled = 0 if goodbye else peer.concurrency
-        returned: list[tuple[Lease, int, int]] = []
+        returned: list[tuple[Lease, int, int, int]] = []
         for lease in peer.leases():
             for start, stop in lease.take(0, len(lease.blobs)):
                 failed = min(handled, stop - start)
                 handled -= failed
-                for index in range(start, start + failed):
-                    self.settlement.failed(lease, index, "the connection broke while the message was held", None)
-                if start + failed < stop:
-                    returned.append((lease, start + failed, stop))
+                returned.append((lease, start, start + failed, stop))
             peer.release(lease)
-        for lease, start, stop in reversed(returned):
-            self.settlement.hand_back(lease, start, stop)
+        for lease, start, unstarted, stop in reversed(returned):  # each goes to the front, so the oldest comes last
+            if unstarted < stop:
+                self.settlement.hand_back(lease, unstarted, stop)
+            for index in reversed(range(start, unstarted)):
+                self.settlement.failed(lease, index, "the connection broke while the message was held", None)
         for outlet in group.outlets.values():
             if not group.consuming:
                 outlet.forget_untouched()
@@ -244,6 +244,9 @@ class Deliveries:
             outlet.position = max(outlet.position, sequences[-1] + 1)
 
     async def _load_retries(self, outlet: Outlet, sequences: list[int]) -> None:
+        durable = trio.Event()
+        self._store.on_durable(durable.set)
+        await durable.wait()  # a short wait may end before the row is on disk
         read = partial(self._store.read_retries, outlet.subscription, sequences)
         for sequence, blob, due in await trio.to_thread.run_sync(read):
             _, failures, expires_ms, history, accepted_ms = due
