@@ -1,0 +1,1 @@
+"""The whole broker over real sockets: what it promises to consumers and producers, packet by packet."""
