@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kiteq.message import FLAG_FLY
 from kiteq.remoting.packets import Ack, Admin, Credit, Extend, Goodbye, Nack, Packet, Publish, Subscribe, Unsubscribe
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ class Kind:
     at HEAD_OFFSET is of this kind. outlets: who it is routed to while the bindings stay as they are.
     """
 
-    __slots__ = ("head", "outlets", "owners", "prefix", "topic")
+    __slots__ = ("head", "is_fly", "outlets", "owners", "prefix", "topic")
 
     def __init__(self, prefix: bytes, head: Head, topic: TopicLog) -> None:
         self.prefix = prefix
         self.head = head
         self.topic = topic
+        self.is_fly = head.flags & FLAG_FLY != 0
         self.outlets: tuple[Outlet, ...] | None = None
         self.owners: tuple[int, ...] = ()
 
@@ -90,14 +92,16 @@ class Frame:
 
     runs: (kind, messages) of neighbours of one kind. exceptions: as in `packets.Receipts`.
     repeated: positions of messages accepted before; answered when what was before is durable.
+    routed: (messages, groups, fly) for each run, once the groups are fixed.
     """
 
-    __slots__ = ("crcs", "exceptions", "ids", "repeated", "request", "runs", "total")
+    __slots__ = ("crcs", "exceptions", "ids", "repeated", "request", "routed", "runs", "total")
 
     def __init__(self, request: int, total: int) -> None:
         self.request = request
         self.total = total
         self.runs: list[tuple[Kind, list[bytes]]] = []
+        self.routed: list[tuple[int, int, bool]] = []
         self.exceptions: list[list[Any]] = []
         self.repeated: list[tuple[int, bytes]] = []
         self.ids: list[bytes] = []
@@ -123,17 +127,16 @@ class Checked:
 class Placed:
     """Neighbouring messages of one kind with the outlets they are routed to; no outlets: kept apart."""
 
-    __slots__ = ("blobs", "expires_ms", "first", "fly", "outlets", "owners", "topic")
+    __slots__ = ("blobs", "expires_ms", "first", "fly", "kind", "outlets", "owners", "topic")
 
-    def __init__(
-        self, kind: Kind, outlets: tuple[Outlet, ...], blobs: list[bytes], expires_ms: int, *, fly: bool
-    ) -> None:
+    def __init__(self, kind: Kind, outlets: tuple[Outlet, ...], blobs: list[bytes], expires_ms: int) -> None:
+        self.kind = kind
         self.topic = kind.topic
         self.outlets = outlets
         self.owners = kind.owners
         self.blobs = blobs
         self.expires_ms = expires_ms
-        self.fly = fly
+        self.fly = kind.is_fly
         self.first = 0
 
 
@@ -151,7 +154,6 @@ class Accepted:
     """A routed batch was handed to the store; with `--flush async` that is enough for a receipt."""
 
     batch: Batch
-    placed: list[Placed]
 
 
 @dataclass(slots=True)

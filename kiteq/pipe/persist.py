@@ -39,7 +39,7 @@ class Persist:
         batch.peer.uncommitted_bytes += batch.size
         self._core.store.writer.submit(submission)
         if self._core.settings.flush == "async":
-            return (Accepted(batch, event.placed),)
+            return (Accepted(batch),)
         return ()
 
     def _append(self, placed: Placed, accepted_ms: int, submission: Submission) -> None:

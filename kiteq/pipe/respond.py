@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kiteq.pipe.events import Accepted, Batch, NotStored, Placed, Stored
+from kiteq.pipe.events import Accepted, Batch, NotStored, Stored
 from kiteq.remoting.packets import RECEIPT_DUPLICATE, Receipts, Refusal
 
 if TYPE_CHECKING:
@@ -32,27 +32,25 @@ class Respond:
                 batch.peer.send(Refusal(frame.request, "store_full", str(event.error), True))
             return ()
         if type(event) is Accepted:
-            self._answer(batch, event.placed, durable=False)
+            self._answer(batch, durable=False)
             return ()
         assert type(event) is Stored
         if not event.durable or self._core.settings.flush == "sync":
-            self._answer(batch, event.placed, durable=event.durable and self._core.store.durable)
+            self._answer(batch, durable=event.durable and self._core.store.durable)
         return (event,)
 
-    def _answer(self, batch: Batch, placed: list[Placed], *, durable: bool) -> None:
-        peer = batch.peer
-        position = 0
+    def _answer(self, batch: Batch, *, durable: bool) -> None:
+        peer, accepted = batch.peer, 0
         for frame in batch.frames:
-            parts = placed[position : position + len(frame.runs)]
-            position += len(frame.runs)
-            self._core.counters["accepted"] += len(frame.ids)
-            if len(parts) == 1 and not frame.exceptions and not frame.repeated:
-                part = parts[0]
-                peer.send(Receipts(frame.request, len(part.outlets), durable and not part.fly, []))
+            accepted += len(frame.ids)
+            if len(frame.routed) == 1 and not frame.exceptions and not frame.repeated:
+                _, groups, fly = frame.routed[0]
+                peer.send(Receipts(frame.request, groups, durable and not fly, []))
             else:
-                self._answer_mixed(batch, frame, parts, durable=durable)
+                self._answer_mixed(batch, frame, durable=durable)
+        self._core.counters["accepted"] += accepted
 
-    def _answer_mixed(self, batch: Batch, frame: Frame, parts: list[Placed], *, durable: bool) -> None:
+    def _answer_mixed(self, batch: Batch, frame: Frame, *, durable: bool) -> None:
         """Answer a frame of several kinds, or with messages that were refused or there before."""
         exceptions: list[list[Any]] = list(frame.exceptions)
         for index, message_id in frame.repeated:
@@ -62,9 +60,8 @@ class Respond:
                 self._core.counters["duplicates"] += 1
                 exceptions.append([index, RECEIPT_DUPLICATE, "", False])
         exceptions.sort(key=lambda exception: int(exception[0]))
-        accepted = [len(part.outlets) for part in parts for _ in part.blobs]
         left_out = {exception[0] for exception in exceptions}
-        counts = iter(accepted)
+        counts = iter([groups for messages, groups, _ in frame.routed for _ in range(messages)])
         groups = [0 if index in left_out else next(counts) for index in range(frame.total)]
-        all_durable = durable and not any(part.fly for part in parts)
+        all_durable = durable and not any(fly for _, _, fly in frame.routed)
         batch.peer.send(Receipts(frame.request, groups, all_durable, exceptions))

@@ -33,7 +33,7 @@ __all__ = ["Session", "SessionPeer"]
 
 SMALL_READ_BYTES: Final = 8 * 1024
 """After a smaller read the reader waits for its commit: what arrives meanwhile makes the next one larger."""
-SMALL_READ_SPACING_SECONDS: Final = 0.0015
+SMALL_READ_SPACING_SECONDS: Final = 0.00175
 """And when something did arrive meanwhile, small reads of one connection come at most this often."""
 READ_BYTES_FIRST: Final = 16 * 1024
 """A buffer of this size is cheap to allocate; it grows with what the peer sends."""
