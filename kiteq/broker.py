@@ -107,6 +107,7 @@ async def serve(
                 raise
             finally:
                 core.deliveries.nursery = None
+                core.turn.submit()  # before the snapshot that ends the store
 
 
 def _address(listener: socket.socket) -> str:

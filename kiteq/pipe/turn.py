@@ -58,6 +58,14 @@ class Turn:
             outlet = next(iter(self.outlets))
             del self.outlets[outlet]
             self.dispatch(outlet)
+        self.submit()
+        while self.peers:
+            peer = next(iter(self.peers))
+            del self.peers[peer]
+            self._flush(peer)
+
+    def submit(self) -> None:
+        """Hand what was settled to the store; the cursors in memory must never be written ahead of it."""
         if self._settling is not None:
             submission, self._settling = self._settling, None
             answers, self._answers = self._answers, []
@@ -69,7 +77,3 @@ class Turn:
 
             submission.done = settled
             self._store.writer.submit(submission)
-        while self.peers:
-            peer = next(iter(self.peers))
-            del self.peers[peer]
-            self._flush(peer)
