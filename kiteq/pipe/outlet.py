@@ -21,6 +21,8 @@ BURST_SECONDS = 0.2
 """How much of a watermark may be used at once after a pause: two turns of the timer that wakes it."""
 DELIVER_BYTES_MAX = 1 << 20
 """One deliver frame is cut at this size, unless a single message is larger."""
+JOINED_SPAN_MS = 100
+"""Neighbours accepted this close may become one chunk; the later time counts, so that nothing expires early."""
 CHUNK_MESSAGES_MAX = 1_024
 """A chunk in memory grows to this by joining its neighbours."""
 
@@ -89,11 +91,12 @@ class Outlet:
             and type(last.sequences) is range
             and type(chunk.sequences) is range
             and last.sequences.stop == chunk.sequences.start
+            and chunk.accepted_ms - last.accepted_ms <= JOINED_SPAN_MS
             and not last.failures
             and last.origin is chunk.origin is Origin.LOG
         ):
             joined = Chunk(
-                range(last.sequences.start, chunk.sequences.stop), last.low, last.blobs + chunk.blobs, last.accepted_ms,
+                range(last.sequences.start, chunk.sequences.stop), last.low, last.blobs + chunk.blobs, chunk.accepted_ms,
                 min(last.expires_ms, chunk.expires_ms),
             )  # fmt: skip
             self.ready[-1] = joined

@@ -280,7 +280,8 @@ def _build_record(parts: list[Append], rows: list[Row]) -> NewRecord:
     runs = records.join_runs([run for part in parts for run in part.runs])
     key = SEQUENCE_KEY.pack(first.topic, first.first)
     expires_ms = min([part.expires_ms for part in parts])
-    rows.append((first.table, key, records.build(key, blobs, runs, first.accepted_ms, expires_ms)))
+    accepted_ms = parts[-1].accepted_ms  # the latest: nothing may expire before its time
+    rows.append((first.table, key, records.build(key, blobs, runs, accepted_ms, expires_ms)))
     owed = sum(messages * len(owners) for messages, owners in runs)
     return NewRecord(first.topic, first.first, owed, expires_ms)
 
