@@ -215,7 +215,8 @@ def _stored_once(model: Model) -> Iterator[Violation]:
         for call in calls:
             others = [other for other in calls if other is not call and other.invoked.producer == call.invoked.producer]
             if call.outcome == "duplicate":
-                if not any(other.outcome != "refused" and other.invoked.at <= call.at for other in others):
+                before = any(other.outcome != "refused" and other.invoked.at <= call.at for other in others)
+                if not before and not model.resends:
                     yield Violation("I14", message, "", "called a duplicate, but it was never sent before")
                 continue
             earlier = [other for other in others if other.accepted and _in_window(other, call)]

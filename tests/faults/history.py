@@ -39,10 +39,11 @@ __all__ = [
 
 
 class Run(NamedTuple):
-    """How the broker was started."""
+    """How the broker was started. resends: producers send again by themselves, unseen, what has no answer."""
 
     at: float
     ack_deadline: float
+    resends: bool = False
 
 
 class BrokerStarted(NamedTuple):

@@ -86,6 +86,7 @@ class Model:
     """Everything the rules look at."""
 
     ack_deadline: float = 60.0
+    resends: bool = False
     stops: list[BrokerStopped] = field(default_factory=list)
     connections: dict[str, Connection] = field(default_factory=dict)
     bounds: dict[str, list[Bound]] = field(default_factory=lambda: defaultdict(list))
@@ -156,7 +157,7 @@ class _Builder:
         model = self.model
         match event:
             case Run():
-                model.ack_deadline = event.ack_deadline
+                model.ack_deadline, model.resends = event.ack_deadline, event.resends
             case Bound():
                 if not any(event[2:] == known[2:] for known in model.bounds[event.group]):
                     model.bounds[event.group].append(event)

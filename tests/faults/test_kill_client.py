@@ -162,7 +162,7 @@ async def test_nothing_a_client_was_told_is_broken_by_kills(tmp_path: Path, capl
     (tmp_path / "broker").mkdir()
     path = tmp_path / "history.jsonl"
     with History(path) as history, trio.fail_after(RUN_SECONDS_MAX):
-        history.write(Run(time.monotonic(), 60.0))
+        history.write(Run(time.monotonic(), 60.0, resends=True))
         async with BrokerProcess(tmp_path / "broker") as broker:
             story = Story(broker.address, history, Random(seed))
             async with trio.open_nursery() as nursery:
