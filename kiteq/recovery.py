@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -16,10 +17,13 @@ from kiteq.limits import (
     SNAPSHOT_SECONDS,
     STORE_ALARM_SHARE,
     STORE_REFUSE_SHARE,
+    TTL_MS_MAX,
     UNROUTED_BYTES_MAX,
     UNROUTED_SECONDS_MAX,
 )
 from kiteq.pipe.binding_changes import discard
+from kiteq.pipe.leases import Chunk, retry_chunk
+from kiteq.pipe.settlement import head_of
 from kiteq.store import records
 from kiteq.store.tables import SEQUENCE_KEY, Table
 from kiteq.store.writer import Submission
@@ -150,36 +154,67 @@ async def _sweep(core: Core) -> None:
 
 
 async def _sweep_topic(core: Core, topic: TopicLog) -> None:
-    """Wake who owns expired messages, and rewrite what is mostly settled."""
-    now_s = core.clock.epoch_ms() // 1000
-    woken = False
+    """Bury what has expired, and rewrite what is mostly settled."""
+    for outlet in [one for one in core.router.outlets() if one.subscription.topic is topic]:
+        if not outlet.closed:
+            core.deliveries.bury_expired(outlet)
+            await _bury_expired_retries(core, outlet)
+    core.turn.end()
     rewritten = 0
-    for segment in topic.index.segments():
+    for segment in topic.index.segments(core.clock.epoch_ms() // 1000):
         await trio.lowlevel.checkpoint()  # millions of records must not stall the loop
-        if segment.expires_s < now_s and not woken:
-            woken = True
-            _wake_expired(core, topic)
+        for first in segment.expired:
+            await _bury_expired(core, topic, first)
         for first in segment.mostly_settled:
             rewritten += await _rewrite(core, topic, first)
             if rewritten >= REWRITES_PER_SWEEP:
                 return
 
 
-def _wake_expired(core: Core, topic: TopicLog) -> None:
-    """Let outlets of absent groups find their expired messages: they read on, and bury what is late."""
-    for outlet in core.router.outlets():
-        if outlet.subscription.topic is topic and not outlet.group.consuming and not outlet.reading and outlet.behind:
-            assert core.deliveries.nursery is not None
-            outlet.reading = True
-            core.deliveries.nursery.start_soon(_expire, core, outlet)
-
-
-async def _expire(core: Core, outlet: Outlet) -> None:
-    """Bury what has expired at the front of an absent group's backlog."""
-    await core.deliveries.load(outlet)
-    core.deliveries.bury_expired(outlet)
-    outlet.forget_untouched()
+async def _bury_expired(core: Core, topic: TopicLog, first: int) -> None:
+    """Bury what has expired of a record and only waits in the log; what is in memory its outlet buries."""
+    key = SEQUENCE_KEY.pack(topic.number, first)
+    raw = await trio.to_thread.run_sync(core.store.read_raw, topic, first)
+    if raw is None or topic.index.entry(first) is None:
+        return
+    try:
+        record = records.read(key, raw)
+    except records.DamagedRecord:
+        return
+    outlets = {one.subscription.number: one for one in core.router.outlets() if one.subscription.topic is topic}
+    now_ms = core.clock.epoch_ms()
+    next_ms = now_ms + TTL_MS_MAX
+    for sequence, blob, owners in zip(record.sequences, record.blobs, record.owners, strict=True):
+        head = head_of(blob)
+        expires_ms = next_ms if head is None else record.accepted_ms + head.ttl_ms
+        if expires_ms > now_ms:
+            next_ms = min(next_ms, expires_ms)
+            continue
+        for outlet in [outlets[number] for number in owners if number in outlets]:
+            if sequence in outlet.subscription.cursor:
+                continue
+            if sequence < outlet.position:
+                next_ms = expires_ms
+            else:
+                late = Chunk(range(sequence, sequence + 1), sequence, [blob], record.accepted_ms, expires_ms)
+                core.deliveries.settlement.expired(outlet, late)
+    topic.index.set_expiry(first, next_ms)
     core.turn.end()
+
+
+async def _bury_expired_retries(core: Core, outlet: Outlet) -> None:
+    """Bury what an absent group would have been given again; a group that is there finds it when it is due."""
+    now_ms = core.clock.epoch_ms()
+    due = [sequence for due_ms, sequence in outlet.due if due_ms <= now_ms]
+    if not due or outlet.group.consuming:
+        return
+    read = partial(core.store.read_retries, outlet.subscription, due, expired_ms=now_ms)
+    late = {row[0]: row for row in await trio.to_thread.run_sync(read)}
+    for due_ms, sequence in list(outlet.due):
+        if sequence in late and not outlet.closed:
+            outlet.due.remove((due_ms, sequence))
+            core.deliveries.settlement.expired(outlet, retry_chunk(*late[sequence]))
+    heapq.heapify(outlet.due)
 
 
 async def _rewrite(core: Core, topic: TopicLog, first: int) -> bool:

@@ -17,7 +17,7 @@ import trio
 
 from kiteq.limits import READ_BYTES, RETRY_BYTES_MAX, RETRY_ROWS_MAX
 from kiteq.pipe.groups import Group
-from kiteq.pipe.leases import Chunk, Lease, Origin
+from kiteq.pipe.leases import Chunk, Lease, Origin, retry_chunk
 from kiteq.pipe.outlet import Outlet
 from kiteq.pipe.settlement import Settlement, head_of
 from kiteq.remoting.packets import Deliver
@@ -249,10 +249,7 @@ class Deliveries:
         await durable.wait()  # a short wait may end before the row is on disk
         read = partial(self._store.read_retries, outlet.subscription, sequences)
         for sequence, blob, due in await trio.to_thread.run_sync(read):
-            _, failures, expires_ms, history, accepted_ms = due
-            chunk = Chunk(range(sequence, sequence + 1), sequence, [blob], accepted_ms, expires_ms, Origin.RETRY)  # type: ignore[arg-type]
-            chunk.failures, chunk.history = failures, history  # type: ignore[assignment]
-            outlet.put_back(chunk)
+            outlet.put_back(retry_chunk(sequence, blob, due))
         outlet.reading_retries = False
         self._turn.outlets[outlet] = None
         self._turn.end()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kiteq.pipe.outlet import Outlet
     from kiteq.pipe.peer import Peer
 
-__all__ = ["Chunk", "Lease", "Origin"]
+__all__ = ["Chunk", "Lease", "Origin", "retry_chunk"]
 
 
 class Origin(IntEnum):
@@ -59,6 +59,14 @@ class Chunk:
         )
         part.failures, part.history = self.failures, self.history
         return part
+
+
+def retry_chunk(sequence: int, blob: bytes, due: list[Any]) -> Chunk:
+    """Return a message that waited for another attempt, from its rows in the store."""
+    _, failures, expires_ms, history, accepted_ms = due
+    chunk = Chunk(range(sequence, sequence + 1), sequence, [blob], accepted_ms, expires_ms, Origin.RETRY)
+    chunk.failures, chunk.history = failures, history
+    return chunk
 
 
 class Lease:

@@ -71,8 +71,8 @@ class Settlement:
         if not wait_ms:
             outlet.put_back(chunk)
             return
-        due_ms = self._clock.epoch_ms() + wait_ms
         expires_ms = chunk.accepted_ms + head.ttl_ms
+        due_ms = min(self._clock.epoch_ms() + wait_ms, expires_ms)  # then it is found, and buried
         due: list[object] = [due_ms, chunk.failures, expires_ms, chunk.history, chunk.accepted_ms]
         submission, sequence = self._turn.settling(), chunk.sequences[0]
         if chunk.origin is Origin.LOG:

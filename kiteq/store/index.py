@@ -26,9 +26,9 @@ class RecordEntry(NamedTuple):
 
 
 class RecordSegment(NamedTuple):
-    """Up to a thousand records: their earliest expiry in seconds, and which are mostly settled, by first."""
+    """Of up to a thousand records: in which something has expired, and which are mostly settled, by first."""
 
-    expires_s: int
+    expired: list[int]
     mostly_settled: list[int]
 
 
@@ -141,7 +141,13 @@ class RecordIndex:
         record = bisect_left(segment.firsts, first)
         segment.owed[record] = segment.total[record] = owed
 
-    def segments(self) -> Iterator[RecordSegment]:
+    def set_expiry(self, first: int, expires_ms: int) -> None:
+        """Note when the next message of the record at `first` expires, if deliveries of it are owed."""
+        if self.entry(first) is not None:
+            segment = self._segments[bisect_right(self._starts, first) - 1]
+            segment.expires_s[bisect_left(segment.firsts, first)] = min(expires_ms // 1000, 0xFFFFFFFF)
+
+    def segments(self, now_s: int) -> Iterator[RecordSegment]:
         """Return what the timers look for, a thousand records at a time; records may change in between."""
         for start in list(self._starts):
             number = bisect_right(self._starts, start) - 1
@@ -153,7 +159,12 @@ class RecordIndex:
                 for first, owed, total in zip(segment.firsts, segment.owed, segment.total, strict=True)
                 if 0 < owed * 2 < total
             ]
-            yield RecordSegment(min(segment.expires_s, default=0xFFFFFFFF), mostly)
+            expired = [
+                first
+                for first, owed, expires_s in zip(segment.firsts, segment.owed, segment.expires_s, strict=True)
+                if owed and expires_s < now_s
+            ]
+            yield RecordSegment(expired, mostly)
 
     def entries(self) -> Iterator[RecordEntry]:
         """Return the records in order."""

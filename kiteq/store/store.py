@@ -311,15 +311,22 @@ class Store:
         return self._tables.get(Table.LOG, SEQUENCE_KEY.pack(topic.number, first))
 
     def read_retries(
-        self, subscription: Subscription, sequences: Sequence[int]
+        self, subscription: Subscription, sequences: Sequence[int], *, expired_ms: int | None = None
     ) -> list[tuple[int, bytes, list[object]]]:
-        """Return (sequence, message, due row) of messages waiting for another attempt."""
+        """Return (sequence, message, due row) of messages waiting for another attempt.
+
+        expired_ms: only of those that expire until then.
+        """
         found: list[tuple[int, bytes, list[object]]] = []
         for sequence in sequences:
             key = SEQUENCE_KEY.pack(subscription.number, sequence)
-            blob, due = self._tables.get(Table.RETRY, key), self._tables.get(Table.DUE, key)
-            if blob is not None and due is not None:
-                found.append((sequence, blob, msgpack.unpackb(due)))
+            row = self._tables.get(Table.DUE, key)
+            due = None if row is None else msgpack.unpackb(row)
+            if due is None or (expired_ms is not None and due[2] > expired_ms):
+                continue
+            blob = self._tables.get(Table.RETRY, key)
+            if blob is not None:
+                found.append((sequence, blob, due))
         return found
 
     def read_dead(self, subscription: Subscription) -> list[DeadLetter]:
