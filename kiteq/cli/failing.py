@@ -6,7 +6,7 @@ from typing import Final
 
 from kiteq.errors import ConfigError, KiteQError
 
-__all__ = ["STATUS_FAILED", "STATUS_USAGE", "CommandFailed", "sentence_and_status"]
+__all__ = ["STATUS_FAILED", "STATUS_USAGE", "CommandFailed", "sentence_and_status", "sole"]
 
 STATUS_FAILED: Final = 1
 STATUS_USAGE: Final = 2
@@ -20,10 +20,16 @@ class CommandFailed(KiteQError):
         self.status = status
 
 
-def sentence_and_status(error: BaseException) -> tuple[str, int] | None:
-    """Return what to say about an error and the status to end with; None when it is a defect of kiteq."""
+def sole(error: BaseException) -> BaseException:
+    """Return the only error of a group, of groups in groups too; any other error as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    return error
+
+
+def sentence_and_status(error: BaseException) -> tuple[str, int] | None:
+    """Return what to say about an error and the status to end with; None when it is a defect of kiteq."""
+    error = sole(error)
     if isinstance(error, CommandFailed):
         return str(error), error.status
     if isinstance(error, ConfigError):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
 from kiteq.binding.bindings import Binding
-from kiteq.cli.failing import STATUS_USAGE, CommandFailed
+from kiteq.cli.failing import STATUS_USAGE, CommandFailed, sole
 from kiteq.cli.output import body_fields, print_json, printable
 from kiteq.cli.session import AdminSession
-from kiteq.errors import KiteQError
+from kiteq.errors import KiteQError, NotConnected
 from kiteq.limits import TTL_MS_MAX
 from kiteq.message import Receipt
 from kiteq.values import Given, WrongValue, duration
@@ -75,13 +76,24 @@ def send(asked: Sending) -> None:
         async with client:
             return await client.send(message)
 
-    _run_quietly()
-    print(_receipt_text(message, trio.run(run)), flush=True)
+    with _told_plainly(asked.broker):
+        receipt = trio.run(run)
+    print(_receipt_text(message, receipt), flush=True)
 
 
-def _run_quietly() -> None:
-    # The error that ends a command says it all; without a handler the client's warnings would stand beside it.
+@contextmanager
+def _told_plainly(broker: str) -> Iterator[None]:
+    # One sentence says it all; without a handler the client's own warnings would stand beside it.
     logging.getLogger("kiteq_client").addHandler(logging.NullHandler())
+    try:
+        yield
+    except (NotConnected, ExceptionGroup) as error:
+        alone = sole(error)
+        if not isinstance(alone, NotConnected):
+            raise
+        # The innermost reason comes last; an error number says nothing to a person.
+        reason = re.sub(r"^\[errno -?\d+\] ", "", str(alone).rpartition(": ")[2].lower())
+        raise NotConnected(f"no broker answers at {broker}: {reason}; start one: kiteq") from error
 
 
 def _body(text: str) -> str | bytes:
@@ -133,9 +145,9 @@ def listen(asked: Listening) -> None:
         client = Client(f"kiteq://{asked.broker}", group=group, bindings=[binding])
     except ValueError as error:
         raise CommandFailed(str(error), STATUS_USAGE) from None
-    _run_quietly()
     try:
-        trio.run(_listen, client, binding, asked)
+        with _told_plainly(asked.broker):
+            trio.run(_listen, client, binding, asked)
     finally:
         if asked.group is None:
             # A broker that is gone or far away drops a group that is not persistent by itself.
