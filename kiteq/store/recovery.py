@@ -39,7 +39,8 @@ class Recovered(NamedTuple):
     subscriptions: dict[int, Subscription]
     next_number: int
     next_commit: int
-    settled_from: int
+    settled_commits: list[int]
+    """Commits that have a row of settlements."""
     recent_from: int
     recent: list[tuple[int, int, list[Recent]]]
     """(commit, ms since 1970, ids) in order."""
@@ -95,7 +96,7 @@ def recover(tables: Tables) -> Recovered:
     for topic in topics.values():
         topic.next_sequence = topic.committed = topic.next_sequence + 1
     tables.apply(rows)
-    commits = [*settled_rows, *(row[0] for row in recent)]
+    next_commit = max([*settled_rows, *(row[0] for row in recent)], default=0) + 1
     numbers = [int(tables.get(Table.META, META_NUMBERS) or b"0"), *(n + 1 for n in subscriptions)]
     numbers += [topic.number + 1 for topic in topics.values()]
     return Recovered(
@@ -104,9 +105,9 @@ def recover(tables: Tables) -> Recovered:
         topics={topic.name: topic for topic in topics.values()},
         subscriptions=subscriptions,
         next_number=max(numbers),
-        next_commit=max(commits, default=0) + 1,
-        settled_from=min(settled_rows, default=0),
-        recent_from=recent[0][0] if recent else 0,
+        next_commit=next_commit,
+        settled_commits=settled_rows,
+        recent_from=recent[0][0] if recent else next_commit,
         recent=recent,
         due=due,
         damaged=damaged,

@@ -41,7 +41,7 @@ class Subscription:
 
     __slots__ = (
         "bindings", "cursor", "dead", "dead_bytes", "group", "number", "pending", "pending_bytes", "retrying",
-        "retrying_bytes", "topic",
+        "retrying_bytes", "start", "topic",
     )  # fmt: skip
 
     def __init__(self, number: int, group: str, topic: TopicLog, bindings: Sequence[Binding], start: int) -> None:
@@ -49,6 +49,8 @@ class Subscription:
         self.group = group
         self.topic = topic
         self.bindings = tuple(bindings)
+        self.start = start
+        """Where its cursor began: what its row says. Later settlements have rows of their own."""
         self.cursor = IntervalSet(start)
         self.pending = 0
         self.pending_bytes = 0

@@ -54,6 +54,8 @@ class DeadLetter(NamedTuple):
     attempts: int
     history: list[list[object]]
     blob: bytes
+    size: int
+    """Bytes of its row's value, as counted in `dead_bytes`."""
 
 
 class Store:
@@ -84,7 +86,7 @@ class Store:
         self.after_commit: Callable[[], None] = lambda: None
         """Called on the loop after the callbacks of each commit."""
         self.writer = Writer(
-            tables, self._committed, first_commit=recovered.next_commit, settled_from=recovered.settled_from
+            tables, self._committed, first_commit=recovered.next_commit, settled_commits=recovered.settled_commits
         )
         self.writer.recent_rows_from(recovered.recent_from)
 
@@ -172,7 +174,7 @@ class Store:
         topic = subscription.topic
         self.save_topic(topic, submission)
         wire = [to_wire(binding) for binding in subscription.bindings]
-        value = subscription_value(subscription.group, topic.number, wire, subscription.cursor.floor, active=active)
+        value = subscription_value(subscription.group, topic.number, wire, subscription.start, active=active)
         submission.rows.append((Table.META, subscription_key(subscription.number), value))
         submission.rows.append((Table.META, META_NUMBERS, b"%d" % self._next_number))
 
@@ -266,7 +268,7 @@ class Store:
         """Remove a dead letter."""
         submission.rows.append((Table.DEAD, letter.key, None))
         subscription.dead -= 1
-        subscription.dead_bytes = max(0, subscription.dead_bytes - len(letter.blob)) if subscription.dead else 0
+        subscription.dead_bytes -= letter.size
 
     def quarantine(self, topic: TopicLog, sequence: int, content: bytes, submission: Submission) -> None:
         """Keep bytes whose checksum does not match, for a person to look at."""
@@ -336,7 +338,7 @@ class Store:
         for key, value in self._tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
             reason, attempts, history, blob = msgpack.unpackb(value)
             at_ms = int.from_bytes(key[4:12], "big")
-            letters.append(DeadLetter(key, at_ms, key[12:], reason, attempts, history, blob))
+            letters.append(DeadLetter(key, at_ms, key[12:], reason, attempts, history, blob, len(value)))
         return letters
 
     def read_unrouted(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, records.Record | None]]:

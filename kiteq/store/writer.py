@@ -100,12 +100,13 @@ class Writer:
     completed(commit, submissions, new records, error): called in the writer thread after each commit.
     """
 
-    def __init__(self, tables: Tables, completed: Completed, *, first_commit: int, settled_from: int) -> None:
+    def __init__(self, tables: Tables, completed: Completed, *, first_commit: int, settled_commits: list[int]) -> None:
         self._tables = tables
         self._completed = completed
         self._queue: SimpleQueue[Submission | None] = SimpleQueue()
         self._commit = first_commit
-        self._settled_from = settled_from
+        self._settled_commits = settled_commits
+        """Commits with a row of settlements that the next snapshot replaces."""
         self._recent_from = 0
         self._recent_floor = 0
         self._failed: StoreFailed | None = None
@@ -187,8 +188,12 @@ class Writer:
         """Refuse what adds messages and commit the rest: acks free room."""
         refused = [one for one in batch if one.publishes]
         kept = [one for one in batch if not one.publishes]
+        names = Submission(lambda _error: None, urgent=False)
+        names.rows = [row for one in refused for row in one.rows]
         if refused:
             self._completed(self._commit, refused, [], full)
+            if names.rows:
+                kept.append(names)  # of topics: later messages rely on them being stored
             if kept:
                 self._write(kept)
             return
@@ -216,12 +221,14 @@ class Writer:
         for one in batch:
             rows += one.rows
         if snapshot:
-            rows += [(Table.SETTLED, COMMIT_KEY.pack(old), None) for old in range(self._settled_from, self._commit)]
+            rows += [(Table.SETTLED, COMMIT_KEY.pack(old), None) for old in self._settled_commits]
         recent_upto = min(self._recent_floor, self._recent_from + RECENT_ROWS_DROPPED_PER_COMMIT)
         rows += [(Table.RECENT, COMMIT_KEY.pack(old), None) for old in range(self._recent_from, recent_upto)]
         self._tables.apply(rows)
         if snapshot:
-            self._settled_from = self._commit
+            self._settled_commits = []
+        if settled:
+            self._settled_commits.append(self._commit)
         self._recent_from = max(self._recent_from, recent_upto)
         self._commit += 1
         return new_records
