@@ -143,6 +143,7 @@ def _check_quotas(core: Core) -> None:
 async def _snapshots(core: Core) -> None:
     while True:
         await trio.sleep(SNAPSHOT_SECONDS)
+        core.turn.submit()  # the cursors hold what is settled there
         core.store.submit_snapshot()
 
 
