@@ -8,7 +8,9 @@ between. A crash on the way leaves an inactive row, which recovery drops; the cl
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,7 +27,6 @@ from kiteq.store.writer import Append, Submission
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
-    from kiteq.store.records import Record
 
 __all__ = ["bind", "discard", "unbind"]
 
@@ -85,19 +86,32 @@ async def _take_over(core: Core, outlets: dict[str, Outlet]) -> None:
         store.save_subscription(outlet.subscription, submission, active=False)
     store.writer.submit(submission)
     starts = dict.fromkeys(outlets, 0)
-    while True:
-        ends = {topic: outlet.subscription.topic.unrouted_end for topic, outlet in outlets.items()}
-        await _committed(core)
-        copied = False
-        for topic, outlet in outlets.items():
-            log = outlet.subscription.topic
-            for key, record in await trio.to_thread.run_sync(store.read_unrouted, log, starts[topic], READ_BYTES):
-                copied = True
-                starts[topic] = SEQUENCE_KEY.unpack(key)[1] + 1
+    await _copy_kept(core, outlets, starts)
+    # What came meanwhile is little; what comes while that is copied is noted, so that there is an end.
+    for outlet in outlets.values():
+        outlet.subscription.topic.watchers[outlet.subscription.number] = []
+    await _copy_kept(core, outlets, starts)
+    for outlet in outlets.values():
+        for append in outlet.subscription.topic.watchers.pop(outlet.subscription.number):
+            _copy(core, outlet, append.blobs, append.accepted_ms)
+
+
+async def _copy_kept(core: Core, outlets: dict[str, Outlet], starts: dict[str, int]) -> None:
+    """Copy what has been submitted by now, from the sequences `starts` on, which are moved on."""
+    ends = {topic: outlet.subscription.topic.next_sequence for topic, outlet in outlets.items()}
+    await _committed(core)
+    for topic, outlet in outlets.items():
+        end = ends[topic]
+        while starts[topic] < end:
+            read = partial(core.store.read_unrouted, outlet.subscription.topic, starts[topic], READ_BYTES)
+            rows = await trio.to_thread.run_sync(read)
+            starts[topic] = SEQUENCE_KEY.unpack(rows[-1][0])[1] + 1 if rows else end
+            for _, record in rows:
                 if record is not None:
-                    _copy(core, outlet, record)
-        if not copied and ends == {topic: one.subscription.topic.unrouted_end for topic, one in outlets.items()}:
-            return
+                    below = bisect_left(record.sequences, end)
+                    _copy(core, outlet, record.blobs[:below], record.accepted_ms)
+                    starts[topic] = max(starts[topic], record.sequences[-1] + 1)
+        starts[topic] = end
 
 
 async def _committed(core: Core) -> None:
@@ -107,23 +121,23 @@ async def _committed(core: Core) -> None:
     await finished.wait()
 
 
-def _copy(core: Core, outlet: Outlet, record: Record) -> None:
+def _copy(core: Core, outlet: Outlet, kept: list[bytes], accepted_ms: int) -> None:
     now_ms = core.clock.epoch_ms()
     blobs: list[bytes] = []
-    expires_ms = record.accepted_ms + int(UNROUTED_SECONDS_MAX * 1000)
-    for blob in record.blobs:
+    expires_ms = accepted_ms + int(UNROUTED_SECONDS_MAX * 1000)
+    for blob in kept:
         head = head_of(blob)
-        if head is None or record.accepted_ms + head.ttl_ms <= now_ms:
+        if head is None or accepted_ms + head.ttl_ms <= now_ms:
             continue
         if outlet.matches(head.message_type):
             blobs.append(blob)
-            expires_ms = min(expires_ms, record.accepted_ms + head.ttl_ms)
+            expires_ms = min(expires_ms, accepted_ms + head.ttl_ms)
     if not blobs:
         return
     subscription, topic = outlet.subscription, outlet.subscription.topic
     append = Append(
         Table.LOG, topic.number, topic.next_sequence, blobs, [(len(blobs), (subscription.number,))],
-        record.accepted_ms, expires_ms,
+        accepted_ms, expires_ms,
     )  # fmt: skip
     topic.next_sequence += len(blobs)
     submission = Submission(lambda _error: None)

@@ -47,16 +47,16 @@ class Persist:
         placed.first = topic.next_sequence
         count = len(placed.blobs)
         topic.next_sequence += count
-        if not placed.outlets:
-            topic.unrouted_end = topic.next_sequence
             self._core.unrouted_bytes += sum(map(len, placed.blobs))
             self._core.counters["unrouted"] += count
         self._core.store.save_topic(topic, submission)
         table = Table.LOG if placed.outlets else Table.UNROUTED
         runs = [(count, placed.owners)]
-        submission.appends.append(
-            Append(table, topic.number, placed.first, placed.blobs, runs, accepted_ms, placed.expires_ms)
-        )
+        append = Append(table, topic.number, placed.first, placed.blobs, runs, accepted_ms, placed.expires_ms)
+        submission.appends.append(append)
+        if not placed.outlets:
+            for watcher in topic.watchers.values():
+                watcher.append(append)
         submission.messages += count
         if placed.outlets:
             size = sum(map(len, placed.blobs))

@@ -149,6 +149,12 @@ class Router:
                 old, outlet.subscription.bindings = outlet.subscription.bindings, bindings
                 self._store.save_subscription(outlet.subscription, submission)
                 outlet.subscription.bindings = old or bindings
+        for outlet in outlets.values():
+            # What is routed to it from now on is written behind its row, so none falls between the messages
+            # that it took over and the moment when its bindings are durable.
+            self._open(outlet)
+        if outlets:
+            self.forget_routes()
         self._store.writer.submit(submission)
 
     def _finish_put(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kiteq.binding.bindings import Binding
 from kiteq.store.index import RecordIndex
 from kiteq.store.intervals import IntervalSet
+from kiteq.store.writer import Append
 
 __all__ = ["Subscription", "TopicLog"]
 
@@ -18,7 +19,7 @@ class TopicLog:
     read, unless its commit failed.
     """
 
-    __slots__ = ("committed", "index", "name", "next_sequence", "number", "stored", "unrouted_end")
+    __slots__ = ("committed", "index", "name", "next_sequence", "number", "stored", "watchers")
 
     def __init__(self, number: int, name: str) -> None:
         self.number = number
@@ -26,8 +27,8 @@ class TopicLog:
         self.next_sequence = 0
         self.committed = 0
         self.index = RecordIndex()
-        self.unrouted_end = 0
-        """The sequence after the last message that no group was bound to, since the start."""
+        self.watchers: dict[int, list[Append]] = {}
+        """Lists that note what no group is bound to, by subscription that takes over what was kept."""
         self.stored = False
         """Whether its row of the meta table was submitted."""
 
