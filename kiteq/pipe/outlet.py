@@ -96,8 +96,8 @@ class Outlet:
             and last.origin is chunk.origin is Origin.LOG
         ):
             joined = Chunk(
-                range(last.sequences.start, chunk.sequences.stop), last.low, last.blobs + chunk.blobs, chunk.accepted_ms,
-                min(last.expires_ms, chunk.expires_ms),
+                range(last.sequences.start, chunk.sequences.stop), last.low, last.blobs + chunk.blobs,
+                chunk.accepted_ms, min(last.expires_ms, chunk.expires_ms),
             )  # fmt: skip
             self.ready[-1] = joined
         else:

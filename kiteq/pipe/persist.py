@@ -47,14 +47,14 @@ class Persist:
         placed.first = topic.next_sequence
         count = len(placed.blobs)
         topic.next_sequence += count
-            self._core.unrouted_bytes += sum(map(len, placed.blobs))
-            self._core.counters["unrouted"] += count
         self._core.store.save_topic(topic, submission)
         table = Table.LOG if placed.outlets else Table.UNROUTED
         runs = [(count, placed.owners)]
         append = Append(table, topic.number, placed.first, placed.blobs, runs, accepted_ms, placed.expires_ms)
         submission.appends.append(append)
         if not placed.outlets:
+            self._core.unrouted_bytes += sum(map(len, placed.blobs))
+            self._core.counters["unrouted"] += count
             for watcher in topic.watchers.values():
                 watcher.append(append)
         submission.messages += count
