@@ -27,6 +27,8 @@ __all__ = ["LmdbTables"]
 FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
 """Where mmap, flock and fsync are known to do what LMDB needs."""
 
+DISK_FULL_BYTES: Final = 1 << 20
+"""With less free than this a write may have been cut short."""
 LMDB_MAGIC: Final = 0xBEEFC0DE
 _META = struct.Struct("<16xI4x8x8xI92xQQ")
 """One LMDB meta page: magic, page size, last page used, transaction id."""
@@ -81,10 +83,22 @@ class LmdbTables:
         except lmdb.MapFullError as error:
             raise StoreFull(f"the store in {self._folder} has reached its limit of {self._bytes_max} bytes") from error
         except lmdb.Error as error:
-            if _is_no_space(error):
+            if self._is_no_space(error):
                 self._reserve.unlink(missing_ok=True)
                 raise StoreFull(f"the disk that holds {self._folder} is full") from error
             raise StoreFailed(f"writing to the store in {self._folder} failed: {error}") from error
+
+    def _is_no_space(self, error: lmdb.Error) -> bool:
+        """Tell a full disk from other I/O errors; py-lmdb puts the C library's text in the message.
+
+        LMDB reports a write that the full disk cut short as an I/O error. Going on is safe even if it was
+        another one: the pages of a failed transaction are referred to by nothing, and after a failed
+        write of the page that would refer to them LMDB takes no transaction any more.
+        """
+        text = str(error)
+        if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
+            return True
+        return os.strerror(errno.EIO) in text and shutil.disk_usage(self._folder).free < DISK_FULL_BYTES
 
     def _apply(self, rows: list[Row]) -> None:
         databases = self._databases
@@ -136,11 +150,6 @@ class LmdbTables:
         """Close the environment and let another process own the folder."""
         self._env.close()
         os.close(self._lock_fd)
-
-
-def _is_no_space(error: lmdb.Error) -> bool:
-    """Tell a full disk from other I/O errors; py-lmdb puts the C library's text in the message."""
-    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def _make_folder(folder: Path) -> None:

@@ -27,11 +27,24 @@ class MemoryTables:
     def apply(self, rows: list[Row]) -> None:
         """Write rows in order, all or none."""
         with self._lock:
-            growth = sum(len(key) + len(value) for _, key, value in rows if value is not None)
-            if growth and self._used + growth > self._bytes_max and any(row[2] is not None for row in rows):
+            growth = self._growth(rows)
+            if growth > 0 and self._used + growth > self._bytes_max:
                 raise StoreFull(f"the memory store holds {self._used} bytes, its limit is {self._bytes_max}")
             for table, key, value in rows:
                 self._put(table, key, value)
+
+    def _growth(self, rows: list[Row]) -> int:
+        """Return how many bytes more are held after these rows; less than none when they free room."""
+        sizes: dict[tuple[Table, bytes], int] = {}
+        growth = 0
+        for table, key, value in rows:
+            before = sizes.get((table, key))
+            if before is None:
+                old = self._values[table].get(key)
+                before = 0 if old is None else len(key) + len(old)
+            sizes[table, key] = after = 0 if value is None else len(key) + len(value)
+            growth += after - before
+        return growth
 
     def _put(self, table: Table, key: bytes, value: bytes | None) -> None:
         values, keys = self._values[table], self._keys[table]
