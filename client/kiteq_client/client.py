@@ -288,7 +288,7 @@ class Client:
         self._bindings = [known for known in self._bindings if not _same(known, binding)] + [binding]
 
     async def unsubscribe(self, binding: Binding) -> None:
-        """Remove a binding of this client's group, durably; what was routed already is still delivered."""
+        """Remove a binding of this client's group, durably; with its last one in a topic goes what waits there."""
         for session in self._connected_sessions():
             await session.ask(lambda request: Unsubscribe(request, binding.topic, int(binding.kind), binding.pattern))
         self._bindings = [known for known in self._bindings if not _same(known, binding)]
