@@ -47,10 +47,11 @@ class DuplicateWindow:
 
     def forget(self, group: str, ids: list[bytes]) -> None:
         """Take back ids whose messages were not stored after all."""
-        for generation in (self._young, self._old):
-            known = generation.get(group, {})
-            for message_id in ids:
-                known.pop(message_id, None)
+        young, old = self._young.get(group, {}), self._old.get(group, {})
+        for message_id in ids:
+            if young.pop(message_id, None) is not None:
+                self._young_count -= 1
+            old.pop(message_id, None)
 
     @property
     def is_full(self) -> bool:
