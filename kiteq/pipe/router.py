@@ -43,6 +43,7 @@ class Router:
         self._bindings_count = 0
         for subscription in store.subscriptions.values():
             self._submitted[subscription.group, subscription.topic.name] = subscription.bindings
+            self._bindings_count += len(subscription.bindings)
             self._open(Outlet(subscription, deliveries.group(subscription.group)))
 
     def outlets(self) -> list[Outlet]:
