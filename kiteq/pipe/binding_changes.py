@@ -86,18 +86,28 @@ async def _take_over(core: Core, outlets: dict[str, Outlet]) -> None:
         store.save_subscription(outlet.subscription, submission, active=False)
     store.writer.submit(submission)
     starts = dict.fromkeys(outlets, 0)
-    await _copy_kept(core, outlets, starts)
+    await _copy_kept(core, outlets, starts, cut=False)
     # What came meanwhile is little; what comes while that is copied is noted, so that there is an end.
     for outlet in outlets.values():
         outlet.subscription.topic.watchers[outlet.subscription.number] = []
-    await _copy_kept(core, outlets, starts)
+    await _copy_kept(core, outlets, starts, cut=True)
     for outlet in outlets.values():
         for append in outlet.subscription.topic.watchers.pop(outlet.subscription.number):
             _copy(core, outlet, append.blobs, append.accepted_ms)
+        outlet.reading = True  # else a member that is there already could be served from behind the copies
+        core.store.on_durable(partial(_let_read, core, outlet))
 
 
-async def _copy_kept(core: Core, outlets: dict[str, Outlet], starts: dict[str, int]) -> None:
-    """Copy what has been submitted by now, from the sequences `starts` on, which are moved on."""
+def _let_read(core: Core, outlet: Outlet) -> None:
+    outlet.reading = False
+    core.turn.outlets[outlet] = None
+
+
+async def _copy_kept(core: Core, outlets: dict[str, Outlet], starts: dict[str, int], *, cut: bool) -> None:
+    """Copy what has been submitted by now, from the sequences `starts` on, which are moved on.
+
+    cut: leave out what was submitted later but came into the same record.
+    """
     ends = {topic: outlet.subscription.topic.next_sequence for topic, outlet in outlets.items()}
     await _committed(core)
     for topic, outlet in outlets.items():
@@ -108,10 +118,9 @@ async def _copy_kept(core: Core, outlets: dict[str, Outlet], starts: dict[str, i
             starts[topic] = SEQUENCE_KEY.unpack(rows[-1][0])[1] + 1 if rows else end
             for _, record in rows:
                 if record is not None:
-                    below = bisect_left(record.sequences, end)
+                    below = bisect_left(record.sequences, end) if cut else len(record.blobs)
                     _copy(core, outlet, record.blobs[:below], record.accepted_ms)
-                    starts[topic] = max(starts[topic], record.sequences[-1] + 1)
-        starts[topic] = end
+                    starts[topic] = max([starts[topic], *record.sequences[-1:]])
 
 
 async def _committed(core: Core) -> None:
