@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -122,12 +121,12 @@ async def test_a_message_that_expires_while_it_waits_for_another_attempt_becomes
 
 
 @pytest.fixture
-async def dead(server: Broker, producer: RawClient) -> AsyncIterator[RawClient]:
+async def dead(server: Broker, producer: RawClient) -> RawClient:
     """A consumer that has rejected five messages of each of two topics."""
     consumer = await connect(server, "g", fanout("t"), fanout("u"), window=10)
     await producer.publish([*numbered(5), *numbered(5, "u")])
     await consumer.reject(await consumer.take(10), "no")
-    yield consumer
+    return consumer
 
 
 async def test_replaying_gives_dead_letters_to_their_group_again_as_new(dead: RawClient, producer: RawClient) -> None:

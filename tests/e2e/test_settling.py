@@ -159,7 +159,7 @@ async def test_a_retry_that_is_due_before_it_is_durable_still_comes(server: Brok
     try:
         await consumer.send(packets.Nack(9, [[taken.tag, packets.NACK_FAILED, 1, "broken"]]))
         with trio.fail_after(PATIENCE_SECONDS):
-            while outlet.leased or outlet.due:  # until the timer has taken it up
+            while outlet.leased or outlet.due:  # noqa: ASYNC110 until the timer has taken it up
                 await trio.sleep(0.01)
         await trio.sleep(0.1)
     finally:

@@ -135,7 +135,7 @@ class RawClient:
         with trio.fail_after(PATIENCE_SECONDS):
             while True:
                 for at, packet in enumerate(self.received):
-                    if isinstance(packet, kind) and request in (None, packet.request):  # type: ignore[attr-defined]
+                    if isinstance(packet, kind) and request in (None, packet.request):
                         del self.received[at]
                         return packet
                     if isinstance(packet, packets.Refusal) and packet.request in (request, 0):
