@@ -1,4 +1,4 @@
-"""What the pages name exists: tests, files, links, settings; and the handler of the page on architecture works."""
+"""What the pages name exists: tests, files, links, settings; and code shown is code tested."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import pytest
-import trio
 
-from kiteq.broker import Broker, serve
 from kiteq.config import Settings
 from kiteq.pipe.pipeline import HANDLERS
-from kiteq_client import Client, Message, fanout
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = sorted([ROOT / "README.md", *(ROOT / "doc").glob("*.md"), ROOT / "benchmark" / "README.md"])
 TEST_NAME: Final = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 LINK: Final = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-SOURCE_FILE: Final = re.compile(r"`((?:kiteq|client|tests|benchmark|scripts|doc)/[\w./]+)`")
+SOURCE_FILE: Final = re.compile(r"`((?:kiteq|client|tests|benchmark|scripts|doc|examples)/[\w./]+)`")
 
 
 @cache
@@ -72,22 +69,6 @@ def test_the_handlers_are_described_in_order() -> None:
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [handler.__name__.lower() for handler in HANDLERS]
 
 
-async def test_the_handler_of_the_page_drops_one_message_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = re.findall(r"```python\n(.*?)```", (ROOT / "doc" / "architecture.md").read_text(), re.DOTALL)[0]
-    (tmp_path / "noise_handler.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    settings = Settings(bind="127.0.0.1:0", db="memory://", handlers=("noise_handler:DropNoise",))
-    got: list[str] = []
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            broker: Broker = await nursery.start(partial(serve, settings))
-            async with Client(broker.address, group="g", bindings=[fanout("trade")]) as client:
-                sent = [("noise", "1"), ("pay", "2"), ("noise", "3"), ("pay", "4")]
-                await client.send_many([Message("trade", message_type, body) for message_type, body in sent])
-                async for delivery in client.deliveries():
-                    got.append(delivery.text)
-                    await delivery.ack()
-                    if delivery.text == "4":
-                        break
-            nursery.cancel_scope.cancel()
-    assert got == ["2", "4"]
+def test_the_handler_of_the_page_is_the_tested_example() -> None:
+    example = (ROOT / "examples" / "drop_type.py").read_text()
+    assert f"```python\n{example}```" in (ROOT / "doc" / "architecture.md").read_text()
