@@ -18,7 +18,7 @@ import trio
 from kiteq.limits import READ_BYTES, RETRY_BYTES_MAX, RETRY_ROWS_MAX
 from kiteq.pipe.groups import Group
 from kiteq.pipe.leases import Chunk, Lease, Origin, retry_chunk
-from kiteq.pipe.outlet import Outlet
+from kiteq.pipe.outlet import DELIVER_BYTES_MAX, Outlet
 from kiteq.pipe.settlement import Settlement, head_of
 from kiteq.remoting.packets import Deliver
 
@@ -154,7 +154,11 @@ class Deliveries:
 
     @staticmethod
     def _fly_chunk(outlet: Outlet, count: int) -> Chunk:
-        blobs = [outlet.fly.popleft() for _ in range(min(count, len(outlet.fly)))]
+        blobs = [outlet.fly.popleft()]
+        size = len(blobs[0])
+        while outlet.fly and len(blobs) < count and size + len(outlet.fly[0]) <= DELIVER_BYTES_MAX:
+            size += len(outlet.fly[0])
+            blobs.append(outlet.fly.popleft())
         return Chunk(range(FLY_SEQUENCE, FLY_SEQUENCE + len(blobs)), 0, blobs, 0, 0, Origin.FLY)
 
     def _unexpired(self, outlet: Outlet, chunk: Chunk) -> Chunk | None:

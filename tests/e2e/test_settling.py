@@ -220,3 +220,14 @@ async def test_no_deliver_frame_is_larger_than_the_welcome_says(server: Broker, 
     await producer.publish([Message("t", "a", body, fly=True) for _ in range(5)])
     await producer.publish([Message("t", "a", body, fly=True) for _ in range(5)])
     await consumer.take(20)
+
+
+async def test_fly_messages_that_waited_for_credit_fit_frames_too(server: Broker, producer: RawClient) -> None:
+    consumer = await connect(server, "g", fanout("t"), window=1)
+    consumer.decoder.frame_bytes_max = 2 << 20
+    await producer.publish(numbered(1))
+    await consumer.take(1)
+    for _ in range(5):
+        await producer.publish([Message("t", "a", bytes(300_000), fly=True) for _ in range(3)])
+    await consumer.credit(1000)
+    await consumer.take(15)
