@@ -79,7 +79,6 @@ async def _tick(core: Core) -> None:
 
 
 async def _check(core: Core) -> None:
-    leaving: set[Outlet] = set()
     while True:
         core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
         await _check_room(core)
@@ -88,10 +87,7 @@ async def _check(core: Core) -> None:
             absent = outlet.group.absent_since
             subscription = outlet.subscription
             gone = absent is not None and now - absent >= RECONNECT_GRACE_SECONDS
-            if subscription.persistent or not gone or not (subscription.pending or subscription.retrying):
-                leaving.discard(outlet)
-            elif outlet not in leaving:
-                leaving.add(outlet)
+            if gone and not subscription.persistent and (subscription.pending or subscription.retrying):
                 dropped = await discard(core, outlet, subscription.topic.next_sequence)
                 log.info(
                     "dropped the messages of an absent non-persistent group",
@@ -120,8 +116,10 @@ async def _check_room(core: Core) -> None:
         log.error("publishing is refused", reason=core.refusing[1])
     elif core.refusing != before:
         log.info("publishing is accepted again")
-    elif usage.used >= usage.limit * STORE_ALARM_SHARE:
+    full = usage.used >= usage.limit * STORE_ALARM_SHARE
+    if full and not core.filling_up:
         log.warning("the store fills up", used=usage.used, limit=usage.limit)
+    core.filling_up = full
 
 
 def _check_quotas(core: Core) -> None:

@@ -40,6 +40,8 @@ class Administer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._dead_letters = trio.Lock()
+        """Held from reading dead letters until what happens to them is durable, so that it happens once."""
         self._verbs: dict[str, Callable[[Arguments], Any]] = {
             "stat": self._stat,
             "group.list": self._group_list,
@@ -190,7 +192,10 @@ class Administer:
 
     async def _dlq_replay(self, arguments: Arguments) -> dict[str, int]:
         """Give dead letters to their group again, with a fresh count of attempts and a fresh TTL."""
-        letters = await self._letters(arguments)
+        async with self._dead_letters:
+            return {"replayed": await self._replay(await self._letters(arguments))}
+
+    async def _replay(self, letters: list[tuple[Outlet, DeadLetter]]) -> int:
         submission = Submission(lambda _error: None)
         now_ms = self._core.clock.epoch_ms()
         for outlet, letter in letters:
@@ -208,14 +213,15 @@ class Administer:
             while outlet.replaying:
                 heapq.heappush(outlet.due, outlet.replaying.pop())
             self._core.turn.outlets[outlet] = None
-        return {"replayed": len(letters)}
+        return len(letters)
 
     async def _dlq_purge(self, arguments: Arguments) -> dict[str, int]:
-        letters = await self._letters(arguments)
-        submission = Submission(lambda _error: None)
-        for outlet, letter in letters:
-            self._core.store.forget_dead(outlet.subscription, letter, submission)
-        await self._durable(submission)
+        async with self._dead_letters:
+            letters = await self._letters(arguments)
+            submission = Submission(lambda _error: None)
+            for outlet, letter in letters:
+                self._core.store.forget_dead(outlet.subscription, letter, submission)
+            await self._durable(submission)
         return {"purged": len(letters)}
 
 

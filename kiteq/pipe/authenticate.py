@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Authenticate", "parse_bindings"]
 
+OF_PATTERNS = ("a regex pattern", "the pattern")
+"""How the errors of `Binding` begin that are about its pattern."""
+
 
 class Authenticate:
     """The first packet must be a Hello; anything else ends the connection."""
@@ -112,5 +115,5 @@ def parse_bindings(wire: list[list[object]]) -> list[Binding]:
         try:
             bindings.append(from_wire(item))
         except ValueError as error:
-            raise Refused("bad_pattern" if "pattern" in str(error) else "bad_name", str(error)) from error
+            raise Refused("bad_pattern" if str(error).startswith(OF_PATTERNS) else "bad_name", str(error)) from error
     return bindings

@@ -1,4 +1,4 @@
-"""Changes of bindings: durable first, then in force, then answered.
+"""Changes of bindings: written before what they route, answered when durable.
 
 A new subscription with start="first" also takes over what was kept because no group was bound to it.
 That is copied into the log for it alone, oldest first, before it takes part in routing, so it sees
@@ -218,6 +218,8 @@ async def discard(core: Core, outlet: Outlet, below: int) -> int:
 
 
 async def _discard_retries(core: Core, outlet: Outlet) -> int:
+    while outlet.reading_retries:  # noqa: ASYNC110 rare, and over in milliseconds
+        await trio.sleep(0.01)  # a read of them that was under way ends by itself
     sequences = [sequence for _, sequence in outlet.due]
     outlet.due.clear()
     found = await trio.to_thread.run_sync(core.store.read_retries, outlet.subscription, sequences)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kiteq.limits import READ_BYTES, RETRY_BYTES_MAX, RETRY_ROWS_MAX
+from kiteq.limits import READ_BYTES
 from kiteq.pipe.groups import Group
 from kiteq.pipe.leases import Chunk, Lease, Origin, retry_chunk
 from kiteq.pipe.outlet import DELIVER_BYTES_MAX, Outlet
@@ -127,7 +127,7 @@ class Deliveries:
             return
         now = self._clock.monotonic()
         group = outlet.group
-        while outlet.ready or outlet.fly:
+        while outlet.fly or self._may_go(outlet):
             member, count = group.best_member(now)
             if member is None or count <= 0:
                 break
@@ -141,6 +141,13 @@ class Deliveries:
             outlet.forget_untouched()
         if outlet.ready_bytes < READY_LOW_BYTES and group.consuming and self.nursery is not None:
             self._read_on(outlet, self.nursery)
+
+    @staticmethod
+    def _may_go(outlet: Outlet) -> bool:
+        """Return whether the next message may be handed out; first deliveries pause while retries are full."""
+        if not outlet.ready or not outlet.retries_full:
+            return bool(outlet.ready)
+        return outlet.ready[0].origin is Origin.RETRY or outlet.ready[0].failures > 0
 
     def _hand_out(self, outlet: Outlet, chunk: Chunk, member: Peer, now: float) -> None:
         outlet.use_allowance(len(chunk.blobs))
@@ -193,7 +200,6 @@ class Deliveries:
     # --- reading on ---------------------------------------------------------------------------
 
     def _read_on(self, outlet: Outlet, nursery: trio.Nursery) -> None:
-        subscription = outlet.subscription
         now_ms = self._clock.epoch_ms()
         if outlet.due and outlet.due[0][0] <= now_ms and not outlet.reading_retries:
             outlet.reading_retries = True
@@ -201,7 +207,7 @@ class Deliveries:
             while outlet.due and outlet.due[0][0] <= now_ms and len(sequences) < RETRIES_LOADED:
                 sequences.append(heapq.heappop(outlet.due)[1])
             nursery.start_soon(self._load_retries, outlet, sequences)
-        if subscription.retrying >= RETRY_ROWS_MAX or subscription.retrying_bytes >= RETRY_BYTES_MAX:
+        if outlet.retries_full:
             return  # first deliveries wait until the retries have shrunk
         if outlet.behind and not outlet.reading:
             outlet.reading = True

@@ -29,7 +29,7 @@ class Chunk:
     messages that failed travel alone.
     """
 
-    __slots__ = ("accepted_ms", "blobs", "expires_ms", "failures", "history", "low", "origin", "sequences")
+    __slots__ = ("accepted_ms", "blobs", "expires_ms", "failures", "history", "low", "origin", "sequences", "since_ms")
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Chunk:
         self.accepted_ms = accepted_ms
         self.expires_ms = expires_ms
         self.origin = origin
+        self.since_ms = accepted_ms
+        """When the first of neighbours that were joined was accepted; `accepted_ms` is of the last."""
         self.failures = 0
         self.history: list[list[object]] = []
 
@@ -57,7 +59,7 @@ class Chunk:
         part = Chunk(
             self.sequences[start:stop], low, self.blobs[start:stop], self.accepted_ms, self.expires_ms, self.origin
         )
-        part.failures, part.history = self.failures, self.history
+        part.failures, part.history, part.since_ms = self.failures, self.history, self.since_ms
         return part
 
 
@@ -93,6 +95,8 @@ class Lease:
 
     def take(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Mark messages start..stop as no longer held; return the runs of them that were."""
+        if not self.open:
+            return []
         total = len(self.blobs)
         if self.done is None:
             if start == 0 and stop == total:

@@ -8,7 +8,7 @@ from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING
 
 from kiteq.binding.matching import Matcher
-from kiteq.limits import FLY_QUEUE_MAX, READY_BYTES_MAX
+from kiteq.limits import FLY_QUEUE_MAX, READY_BYTES_MAX, RETRY_BYTES_MAX, RETRY_ROWS_MAX
 from kiteq.pipe.leases import Chunk, Origin
 
 if TYPE_CHECKING:
@@ -67,11 +67,17 @@ class Outlet:
         """Return whether a binding of the subscription takes messages of this type."""
         return any(matcher.matches(message_type) for matcher in self.matchers)
 
+    @property
+    def retries_full(self) -> bool:
+        """Whether so many messages wait for another attempt that first deliveries pause."""
+        subscription = self.subscription
+        return subscription.retrying >= RETRY_ROWS_MAX or subscription.retrying_bytes >= RETRY_BYTES_MAX
+
     def add_new(self, chunk: Chunk) -> None:
         """Take messages that just became deliverable; leave them in the log when too many wait already."""
         if self.behind:
             return
-        if self.ready_bytes > READY_BYTES_MAX or not self.group.consuming:
+        if self.ready_bytes > READY_BYTES_MAX or not self.group.consuming or self.retries_full:
             self.behind = True
             return
         chunk.low = self.position
@@ -91,7 +97,7 @@ class Outlet:
             and type(last.sequences) is range
             and type(chunk.sequences) is range
             and last.sequences.stop == chunk.sequences.start
-            and chunk.accepted_ms - last.accepted_ms <= JOINED_SPAN_MS
+            and chunk.accepted_ms - last.since_ms <= JOINED_SPAN_MS
             and not last.failures
             and last.origin is chunk.origin is Origin.LOG
         ):
@@ -99,6 +105,7 @@ class Outlet:
                 range(last.sequences.start, chunk.sequences.stop), last.low, last.blobs + chunk.blobs,
                 chunk.accepted_ms, min(last.expires_ms, chunk.expires_ms),
             )  # fmt: skip
+            joined.since_ms = last.since_ms
             self.ready[-1] = joined
         else:
             self.ready.append(chunk)

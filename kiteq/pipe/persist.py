@@ -86,6 +86,9 @@ class Persist:
         for frame in event.batch.frames:
             self._core.duplicates.forget(event.batch.peer.group, frame.ids)
         for placed in event.placed:
+            if not placed.outlets and not placed.fly:
+                self._core.unrouted_bytes -= sum(map(len, placed.blobs))
+                self._core.counters["unrouted"] -= len(placed.blobs)
             for outlet in placed.outlets if not placed.fly else ():
                 outlet.subscription.pending -= len(placed.blobs)
                 outlet.subscription.pending_bytes -= sum(map(len, placed.blobs))

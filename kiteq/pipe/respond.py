@@ -62,6 +62,6 @@ class Respond:
         exceptions.sort(key=lambda exception: int(exception[0]))
         left_out = {exception[0] for exception in exceptions}
         counts = iter([groups for messages, groups, _ in frame.routed for _ in range(messages)])
-        groups = [0 if index in left_out else next(counts) for index in range(frame.total)]
+        groups = [0 if index in left_out else next(counts, 0) for index in range(frame.total)]
         all_durable = durable and not any(fly for _, _, fly in frame.routed)
         batch.peer.send(Receipts(frame.request, groups, all_durable, exceptions))

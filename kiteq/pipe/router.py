@@ -197,6 +197,7 @@ class Router:
         subscription = outlet.subscription
         self._by_topic[subscription.topic.name].pop(subscription.number, None)
         outlet.group.outlets.pop(subscription.topic.name, None)
-        self._submitted.pop((subscription.group, subscription.topic.name), None)
-        self._bindings_count -= len(subscription.bindings)
+        submitted = self._submitted.pop((subscription.group, subscription.topic.name), ())
+        self._opening.pop((subscription.group, subscription.topic.name), None)
+        self._bindings_count -= len(submitted)
         self.forget_routes()

@@ -54,7 +54,7 @@ class LmdbTables:
             _check_file_size(folder / "data.mdb")
             self._env = lmdb.open(
                 str(folder), map_size=bytes_max, max_dbs=len(Table), max_readers=64, sync=True, metasync=True,
-                writemap=False, readahead=True, meminit=False,
+                writemap=False, readahead=True, meminit=False, mode=0o600,
             )  # fmt: skip
             self._databases = [self._env.open_db(table.name.lower().encode()) for table in Table]
             self._env.reader_check()
@@ -154,7 +154,7 @@ class LmdbTables:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreUnusable(f"the store's folder {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -78,6 +78,7 @@ class Store:
         self._topics_by_number = {topic.number: topic for topic in self.topics.values()}
         self._token: trio.lowlevel.TrioToken | None = None
         self._unsaved_settlements = False
+        self._dead_count = 0
         self.failure: StoreFailed | None = None
         self.failed = trio.Event()
         self.last_commit = recovered.next_commit - 1
@@ -258,7 +259,8 @@ class Store:
         submission: Submission,
     ) -> None:
         """Write a dead letter."""
-        key = PREFIX.pack(subscription.number) + at_ms.to_bytes(8, "big") + blob[:16]
+        self._dead_count += 1  # the same id may come from two producer groups in one millisecond
+        key = PREFIX.pack(subscription.number) + at_ms.to_bytes(8, "big") + blob[:16] + PREFIX.pack(self._dead_count)
         value = msgpack.packb([reason, attempts, history, blob])
         submission.rows.append((Table.DEAD, key, value))
         subscription.dead += 1
@@ -338,7 +340,7 @@ class Store:
         for key, value in self._tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
             reason, attempts, history, blob = msgpack.unpackb(value)
             at_ms = int.from_bytes(key[4:12], "big")
-            letters.append(DeadLetter(key, at_ms, key[12:], reason, attempts, history, blob, len(value)))
+            letters.append(DeadLetter(key, at_ms, key[12:28], reason, attempts, history, blob, len(value)))
         return letters
 
     def read_unrouted(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, records.Record | None]]:

@@ -35,7 +35,7 @@ class Table(IntEnum):
     DUE = 6
     """(subscription, sequence) -> when, and what happened so far."""
     DEAD = 7
-    """(subscription, time, id) -> message nobody will be given again, and why."""
+    """(subscription, time, id, count) -> message nobody will be given again, and why."""
     QUARANTINE = 8
     """(topic, first sequence) -> bytes whose checksum does not match."""
 

@@ -29,6 +29,10 @@ SMALL_BATCH_MESSAGES: Final = 64
 RECENT_ROWS_DROPPED_PER_COMMIT: Final = 4
 """More than are added, so the table shrinks to what the window needs."""
 
+ACK_TRIES: Final = 20
+ACK_TRY_SECONDS: Final = 0.1
+"""So long acks are tried again when there is no room for them; then the broker ends, for it cannot keep its word."""
+
 COMMIT_KEY: Final = struct.Struct(">Q")
 _SETTLED = struct.Struct(">IQQ")
 
@@ -110,6 +114,7 @@ class Writer:
         self._recent_from = 0
         self._recent_floor = 0
         self._failed: StoreFailed | None = None
+        self._acks_refused = 0
 
     def submit(self, submission: Submission) -> None:
         """Take a submission; called on the loop. What is in it must not be changed afterwards."""
@@ -197,8 +202,13 @@ class Writer:
             if kept:
                 self._write(kept)
             return
-        self._failed = StoreFailed(f"no room is left even for acks: {full}")
-        self._completed(self._commit, kept, [], self._failed)
+        self._acks_refused += 1
+        if self._acks_refused > ACK_TRIES:
+            self._failed = StoreFailed(f"no room is left even for acks: {full}")
+            self._completed(self._commit, kept, [], self._failed)
+            return
+        time.sleep(ACK_TRY_SECONDS)  # the engine has given up its reserve, or somebody may free some room
+        self._write(kept)
 
     def _commit_batch(self, batch: list[Submission]) -> list[NewRecord]:
         commit_key = COMMIT_KEY.pack(self._commit)
@@ -217,7 +227,8 @@ class Writer:
         if settled:
             rows.append((Table.SETTLED, commit_key, _pack_settled(commit_key, settled)))
         if recent:
-            rows.append((Table.RECENT, commit_key, pack_recent(commit_key, recent)))
+            at_ms = max([append.accepted_ms for append in appends], default=0)
+            rows.append((Table.RECENT, commit_key, pack_recent(commit_key, recent, at_ms)))
         for one in batch:
             rows += one.rows
         if snapshot:
@@ -225,6 +236,7 @@ class Writer:
         recent_upto = min(self._recent_floor, self._recent_from + RECENT_ROWS_DROPPED_PER_COMMIT)
         rows += [(Table.RECENT, COMMIT_KEY.pack(old), None) for old in range(self._recent_from, recent_upto)]
         self._tables.apply(rows)
+        self._acks_refused = 0
         if snapshot:
             self._settled_commits = []
         if settled:
@@ -305,13 +317,13 @@ def parse_settled(key: bytes, value: bytes) -> list[tuple[int, int, int]]:
     return list(_SETTLED.iter_unpack(value[4:]))
 
 
-def pack_recent(key: bytes, recent: list[Recent]) -> bytes:
-    """Return the value of a row of the recent table."""
+def pack_recent(key: bytes, recent: list[Recent], at_ms: int) -> bytes:
+    """Return the value of a row of the recent table; `at_ms`: when its messages were accepted."""
     parts: list[bytes] = []
     for group, ids, crcs in recent:
         name = group.encode()
         parts += [len(name).to_bytes(2, "big"), name, (len(ids) // 16).to_bytes(4, "big"), ids, crcs]
-    packed = COMMIT_KEY.pack(int(time.time() * 1000)) + b"".join(parts)
+    packed = COMMIT_KEY.pack(at_ms) + b"".join(parts)
     return crc32(packed, crc32(key)).to_bytes(4, "big") + packed
 
 

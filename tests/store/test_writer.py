@@ -174,7 +174,7 @@ def test_recent_rows_go_when_they_have_left_the_window() -> None:
 def test_rows_of_ids_and_settlements_are_read_as_written_and_checked() -> None:
     key = (5).to_bytes(8, "big")
     recent = [Recent("shop", bytes(range(32)), b"12345678"), Recent("other", bytes(16), b"abcd")]
-    value = pack_recent(key, recent)
+    value = pack_recent(key, recent, 1_700_000_000_000)
     assert parse_recent(key, value)[1] == recent
     for bad_key, bad in ((b"\0" * 8, value), (key, value[:-1] + b"!")):
         with pytest.raises(KiteQError):
