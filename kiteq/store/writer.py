@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from kiteq.errors import KiteQError, StoreError, StoreFailed, StoreFull
-from kiteq.limits import ACK_LINGER_SECONDS, COMMIT_SPACING_SECONDS, RECORD_BYTES_MAX
+from kiteq.limits import ACK_LINGER_SECONDS, COMMIT_SPACING_SECONDS, RECORD_BYTES_MAX, STORE_REFUSE_SHARE
 from kiteq.store import records
 from kiteq.store.records import Run
 from kiteq.store.tables import SEQUENCE_KEY, Row, Table, Tables
@@ -28,6 +28,8 @@ SMALL_BATCH_MESSAGES: Final = 64
 """A batch of fewer messages may wait for others; a larger one gains nothing from it."""
 RECENT_ROWS_DROPPED_PER_COMMIT: Final = 4
 """More than are added, so the table shrinks to what the window needs."""
+
+GROWTH_BYTES_PER_APPEND: Final = 256
 
 ACK_TRIES: Final = 20
 ACK_TRY_SECONDS: Final = 0.1
@@ -72,10 +74,13 @@ class Submission:
 
     done(error): called on the loop when it is durable (None), or was not written.
     urgent: somebody waits for the answer. snapshot: `rows` hold all cursors, so older settlements go.
-    recent_floor: commits before this one left the duplicate window.
+    recent_floor: commits before this one left the duplicate window. refusable: refused when the store is
+    full, as what appends messages is; all else is written as long as there is any room.
     """
 
-    __slots__ = ("appends", "done", "messages", "recent", "recent_floor", "rows", "settled", "snapshot", "urgent")
+    __slots__ = (
+        "appends", "done", "messages", "recent", "recent_floor", "refusable", "rows", "settled", "snapshot", "urgent",
+    )  # fmt: skip
 
     def __init__(self, done: Callable[[StoreError | None], None], *, urgent: bool = True) -> None:
         self.done = done
@@ -88,11 +93,18 @@ class Submission:
         self.recent: list[Recent] = []
         self.recent_floor = 0
         self.snapshot = False
+        self.refusable = False
 
     @property
-    def publishes(self) -> bool:
-        """Whether it adds messages: such a one is refused when the store is full, others go on."""
-        return bool(self.appends)
+    def may_be_refused(self) -> bool:
+        """Whether a full store refuses it; acks and what else frees room go on."""
+        return self.refusable or bool(self.appends)
+
+    def growth_bytes(self) -> int:
+        """Return about how much the store grows by it: rows beside the messages, and pages not quite full."""
+        messages = sum([len(blob) for append in self.appends for blob in append.blobs])
+        rows = sum([len(value) for _, _, value in self.rows if value is not None])
+        return 2 * (messages + rows) + GROWTH_BYTES_PER_APPEND * len(self.appends)
 
 
 Completed = Callable[[int, list[Submission], list[NewRecord], StoreError | None], None]
@@ -104,7 +116,15 @@ class Writer:
     completed(commit, submissions, new records, error): called in the writer thread after each commit.
     """
 
-    def __init__(self, tables: Tables, completed: Completed, *, first_commit: int, settled_commits: list[int]) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        completed: Completed,
+        *,
+        first_commit: int,
+        settled_commits: list[int],
+        ack_try_seconds: float = ACK_TRY_SECONDS,
+    ) -> None:
         self._tables = tables
         self._completed = completed
         self._queue: SimpleQueue[Submission | None] = SimpleQueue()
@@ -115,6 +135,9 @@ class Writer:
         self._recent_floor = 0
         self._failed: StoreFailed | None = None
         self._acks_refused = 0
+        self._ack_try_seconds = ack_try_seconds
+        self._room_bytes = 0
+        """What may be added before the engine is asked again how full it is."""
 
     def submit(self, submission: Submission) -> None:
         """Take a submission; called on the loop. What is in it must not be changed afterwards."""
@@ -178,6 +201,7 @@ class Writer:
         commit = self._commit
         if error is None:
             try:
+                self._check_room(batch)
                 new_records = self._commit_batch(batch)
             except StoreFull as full:
                 self._write_without_messages(batch, full)
@@ -189,12 +213,24 @@ class Writer:
                 error.__cause__ = unexpected
         self._completed(commit, batch, new_records, error)
 
+    def _check_room(self, batch: list[Submission]) -> None:
+        """Raise `StoreFull` when what may be refused would fill the store above the share kept for acks."""
+        growth = sum([one.growth_bytes() for one in batch if one.may_be_refused])
+        if growth <= self._room_bytes:
+            self._room_bytes -= growth
+            return
+        usage = self._tables.usage()
+        self._room_bytes = int(usage.limit * STORE_REFUSE_SHARE) - usage.used
+        if growth > self._room_bytes:
+            raise StoreFull(f"the store uses {usage.used} of {usage.limit} bytes; consume, or raise --store-limit")
+        self._room_bytes -= growth
+
     def _write_without_messages(self, batch: list[Submission], full: StoreFull) -> None:
         """Refuse what adds messages and commit the rest: acks free room."""
-        refused = [one for one in batch if one.publishes]
-        kept = [one for one in batch if not one.publishes]
+        refused = [one for one in batch if one.may_be_refused]
+        kept = [one for one in batch if not one.may_be_refused]
         names = Submission(lambda _error: None, urgent=False)
-        names.rows = [row for one in refused for row in one.rows]
+        names.rows = [row for one in refused for row in one.rows if row[0] is Table.META]
         if refused:
             self._completed(self._commit, refused, [], full)
             if names.rows:
@@ -202,12 +238,16 @@ class Writer:
             if kept:
                 self._write(kept)
             return
+        if len(kept) > 1:
+            for one in kept:
+                self._write([one])  # one that frees room may be behind one that needs some
+            return
         self._acks_refused += 1
         if self._acks_refused > ACK_TRIES:
             self._failed = StoreFailed(f"no room is left even for acks: {full}")
             self._completed(self._commit, kept, [], self._failed)
             return
-        time.sleep(ACK_TRY_SECONDS)  # the engine has given up its reserve, or somebody may free some room
+        time.sleep(self._ack_try_seconds)  # the engine has given up its reserve, or somebody may free some room
         self._write(kept)
 
     def _commit_batch(self, batch: list[Submission]) -> list[NewRecord]:

@@ -14,6 +14,7 @@ from kiteq.message import Message
 from kiteq.store import records
 from kiteq.store.tables import SEQUENCE_KEY, Row, Table
 from kiteq.store.writer import (
+    ACK_TRIES,
     Append,
     NewRecord,
     Recent,
@@ -32,11 +33,15 @@ Outcome = tuple[int, list[Submission], list[NewRecord], StoreError | None]
 class Bench:
     """A writer with its tables, driven by hand."""
 
-    def __init__(self) -> None:
-        self.tables = KeptTables()
+    def __init__(self, bytes_max: int = 64 << 20) -> None:
+        self.tables = KeptTables(bytes_max)
         self.outcomes: list[Outcome] = []
         self.writer = Writer(
-            self.tables, lambda *outcome: self.outcomes.append(outcome), first_commit=1, settled_commits=[]
+            self.tables,
+            lambda *outcome: self.outcomes.append(outcome),
+            first_commit=1,
+            settled_commits=[],
+            ack_try_seconds=0,
         )
         self.writer.recent_rows_from(1)
 
@@ -125,12 +130,26 @@ def test_a_full_store_refuses_messages_and_keeps_acks() -> None:
     assert bench.tables.keys(Table.LOG) == []
 
 
-def test_no_room_for_acks_ends_it() -> None:
+def test_acks_that_find_no_room_are_tried_again() -> None:
     bench = Bench()
-    bench.tables.failures = [StoreFull("full"), StoreFull("full")]
+    bench.tables.failures = [StoreFull("full"), StoreFull("full"), StoreFull("full")]
+    bench.writer._write([publishing(0, blobs_of(1)), settling(7, 3, 4)])
+    assert [type(outcome[3]) for outcome in bench.outcomes] == [StoreFull, type(None)]
+
+
+def test_no_room_for_acks_for_long_ends_it() -> None:
+    bench = Bench()
+    bench.tables.failures = [StoreFull("full") for _ in range(ACK_TRIES + 2)]
     bench.writer._write([publishing(0, blobs_of(1)), settling(7, 3, 4)])
     assert isinstance(bench.outcomes[0][3], StoreFull)
     assert isinstance(bench.outcomes[1][3], StoreFailed)
+
+
+def test_messages_are_refused_before_the_room_for_acks_is_taken() -> None:
+    bench = Bench(bytes_max=1_000)
+    bench.writer._write([publishing(0, blobs_of(1, size=100))])
+    bench.writer._write([publishing(1, blobs_of(1, size=300)), settling(7, 0, 0)])
+    assert [type(outcome[3]) for outcome in bench.outcomes] == [type(None), StoreFull, type(None)]
 
 
 @pytest.mark.parametrize("failure", [StoreFailed("EIO"), RuntimeError("a defect")])
