@@ -44,7 +44,7 @@ IDLE_SECONDS_MAX: Final = 35.0
 WRITE_STALL_SECONDS_MAX: Final = 10.0
 """A peer whose socket takes nothing for this long is cut off."""
 OUTBOX_BYTES_MAX: Final = 16 * MIB
-"""Bytes waiting to be sent to one peer; credit keeps honest peers far below it."""
+"""Answers waiting to be sent to one peer, beside what it holds unacked and one frame."""
 READ_BYTES: Final = 256 * KIB
 """One socket read: a batch of a thousand small messages, and a pause nobody notices."""
 UNCOMMITTED_BYTES_MAX: Final = 1 * MIB

@@ -132,6 +132,8 @@ class Administer:
         outlets = list(group.outlets.values())
         dropped = {name: sum(_row(outlet)[name] for outlet in outlets) for name in ("pending", "retrying", "dead")}
         for outlet in outlets:
+            if outlet.closed:
+                continue  # another request was faster
             finished = trio.Event()
             drop(self._core, outlet, lambda _error, finished=finished: finished.set())  # type: ignore[misc]
             self._core.turn.end()

@@ -162,7 +162,7 @@ def unbind(core: Core, group: str, topic: str, kind: int, pattern: str, done: Do
     outlet = core.deliveries.group(group).outlets.get(topic)
     if outlet is None:
         return False
-    bindings = outlet.subscription.bindings
+    bindings = core.router.submitted(group, topic)  # with those that are not durable yet
     kept = tuple(binding for binding in bindings if (binding.kind, binding.pattern) != (kind, pattern))
     if len(kept) == len(bindings):
         return False

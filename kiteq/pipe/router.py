@@ -64,13 +64,16 @@ class Router:
         kind = self._kinds[prefix] = Kind(prefix, head, self._store.topic(head.topic))
         return kind
 
-    def check_served(self, topic: str) -> None:
-        """Raise `Refused` for a topic this broker does not take messages of."""
+    def check_served(self, topic: str, new_topics: int = 0) -> None:
+        """Raise `Refused` for a topic this broker does not take messages of.
+
+        new_topics: how many others the same request makes.
+        """
         if self._served:
             if topic not in self._served:
                 served = ", ".join(sorted(self._served))
                 raise Refused("topic_not_served", f"topic {topic!r} is not served here; served: {served}"[:1000])
-        elif topic not in self._store.topics and len(self._store.topics) >= TOPICS_MAX:
+        elif topic not in self._store.topics and len(self._store.topics) + new_topics >= TOPICS_MAX:
             raise Refused("too_many_topics", f"this broker has {TOPICS_MAX} topics already; name them with --topics")
 
     def route(self, kind: Kind) -> tuple[Outlet, ...]:
@@ -102,7 +105,7 @@ class Router:
         for binding in bindings:
             topic = binding.topic
             if (group, topic) not in self._submitted:
-                self.check_served(topic)
+                self.check_served(topic, new_topics=len(merged.keys() - self._store.topics.keys()))
             if topic not in merged:
                 merged[topic] = {(old.kind, old.pattern): old for old in self._submitted.get((group, topic), ())}
             merged[topic][binding.kind, binding.pattern] = binding
@@ -125,6 +128,10 @@ class Router:
     def known(self, group: str, topic: str) -> bool:
         """Return whether the group has bindings in the topic, durable or about to be."""
         return (group, topic) in self._submitted
+
+    def submitted(self, group: str, topic: str) -> tuple[Binding, ...]:
+        """Return the group's bindings in a topic, durable or about to be."""
+        return self._submitted.get((group, topic), ())
 
     def put(
         self,
@@ -196,7 +203,9 @@ class Router:
         """Take an outlet out of routing: the group has left the topic."""
         subscription = outlet.subscription
         self._by_topic[subscription.topic.name].pop(subscription.number, None)
-        outlet.group.outlets.pop(subscription.topic.name, None)
+        if outlet.group.outlets.get(subscription.topic.name) is not outlet:
+            return  # it was closed before, and the group has bound again
+        del outlet.group.outlets[subscription.topic.name]
         submitted = self._submitted.pop((subscription.group, subscription.topic.name), ())
         self._opening.pop((subscription.group, subscription.topic.name), None)
         self._bindings_count -= len(submitted)

@@ -18,6 +18,7 @@ from kiteq.errors import RemoteProtocolError
 from kiteq.limits import (
     HELLO_FRAME_BYTES_MAX,
     IDLE_SECONDS_MAX,
+    IN_FLIGHT_BYTES_MAX,
     OUTBOX_BYTES_MAX,
     READ_BYTES,
     UNAUTHENTICATED_SECONDS_MAX,
@@ -69,6 +70,7 @@ class Session:
         self._peer = peer
         self._read = read
         self._frame_bytes_max = frame_bytes_max
+        self._outbox_bytes_max = OUTBOX_BYTES_MAX + IN_FLIGHT_BYTES_MAX + frame_bytes_max
         self._decoder = Decoder(HELLO_FRAME_BYTES_MAX)
         self._unsent = b""
         self._stalled = trio.Event()
@@ -93,8 +95,8 @@ class Session:
             if not self._stalled.is_set():
                 self._send_now()
             peer.outbox_bytes = len(self._unsent)
-            if peer.outbox_bytes > OUTBOX_BYTES_MAX and peer.close_reason is None:
-                peer.close(f"slow_peer: more than {OUTBOX_BYTES_MAX} bytes wait to be sent to it")
+            if peer.outbox_bytes > self._outbox_bytes_max and peer.close_reason is None:
+                peer.close(f"slow_peer: more than {self._outbox_bytes_max} bytes wait to be sent to it")
                 self._unsent = b""
         if self._unsent:
             self._stalled.set()
