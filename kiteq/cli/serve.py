@@ -21,6 +21,7 @@ from kiteq.values import is_loopback, size_text, split_address
 __all__ = ["run"]
 
 DEFAULT_ADDRESS = Settings().bind
+IN_MEMORY = frozenset({"memory", "mock"})
 
 
 def run(resolved: Resolved) -> None:
@@ -70,7 +71,7 @@ def _say(text: str) -> None:
 def introduction(settings: Settings, address: str) -> str:
     """Return in plain words what this broker uses, and how to try it."""
     parts = urlsplit(settings.db)
-    if parts.scheme in {"memory", "mock"}:
+    if parts.scheme in IN_MEMORY:
         store = f"{settings.db}, in memory only: everything is gone when it stops"
     else:
         folder = Path(parts.netloc + parts.path).resolve()
@@ -79,6 +80,8 @@ def introduction(settings: Settings, address: str) -> str:
         "sync": "given when the message is on disk (--flush sync)",
         "async": "given before the message is on disk: a crash may lose some (--flush async)",
     }[settings.flush]
+    if parts.scheme in IN_MEMORY:
+        flush = "given when the message is in memory"
     host = split_address(address)[0]
     clients = "only from this machine, and every one of them is an administrator"
     if not is_loopback(host):
