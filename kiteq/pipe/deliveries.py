@@ -219,7 +219,7 @@ class Deliveries:
         below = topic.committed
         position = outlet.position
         start = topic.index.at_or_before(position)
-        read = partial(self._store.read_log, outlet.subscription, start, below, LOAD_BYTES)
+        read = partial(self._store.read_log, outlet.subscription, start, below, LOAD_BYTES, position)
         loaded = await trio.to_thread.run_sync(read)
         outlet.reading = False
         if outlet.position == position:  # else memory was given up meanwhile, and what was read lies behind a gap

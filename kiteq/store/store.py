@@ -278,12 +278,23 @@ class Store:
 
     # --- reading, from any thread --------------------------------------------------------------
 
-    def read_log(self, subscription: Subscription, start: int, below: int, bytes_max: int) -> list[Loaded]:
+    def read_log(
+        self, subscription: Subscription, start: int, below: int, bytes_max: int, position: int
+    ) -> list[Loaded]:
         """Return what the records from `start` on hold for a subscription, up to about `bytes_max`.
 
         Records with nothing for it are skipped but counted, so the result may be empty before the end;
         the last entry's `sequences` then is `range(n, n)`: everything below n was looked at.
+        position: n is above it, unless the log ends before. The record that `start` belongs to may
+        end below it and fill `bytes_max` alone; the next read would begin with that record again.
         """
+        loaded = self._read_log_once(subscription, start, below, bytes_max)
+        while start < (reached := loaded[-1].sequences.start) <= min(position, below - 1):  # type: ignore[attr-defined]
+            start = reached
+            loaded[-1:] = self._read_log_once(subscription, start, below, bytes_max)
+        return loaded
+
+    def _read_log_once(self, subscription: Subscription, start: int, below: int, bytes_max: int) -> list[Loaded]:
         topic, number = subscription.topic, subscription.number
         loaded: list[Loaded] = []
         key_end = SEQUENCE_KEY.pack(topic.number, below)

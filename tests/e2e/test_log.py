@@ -128,3 +128,16 @@ async def test_a_users_handler_drops_one_message_type(folder: Path) -> None:
         assert (receipts.groups, receipts.exceptions) == ([1, 0, 0, 1], [])
         assert [one.number for one in await consumer.take(2)] == [0, 3]
         await consumer.take_nothing(0.05)
+
+
+async def test_a_large_record_before_a_gap_does_not_hold_up_what_lies_behind_it(
+    server: Broker, producer: RawClient
+) -> None:
+    for group in ("g", "absent"):
+        await (await connect(server, group, direct("t", "a"))).goodbye()
+    await producer.publish([Message("t", "a", bytes(600_000))])  # more than one read of the log, and kept for `absent`
+    await producer.publish([Message("t", "unbound", b"a gap in the sequences of the log")])
+    await producer.publish(numbered(1, start=2))
+    consumer = await connect(server, "g", window=10)
+    await consumer.ack(await consumer.take(1))
+    assert [one.number for one in await consumer.take(1)] == [2]

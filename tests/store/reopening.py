@@ -100,5 +100,5 @@ class OpenStore:
 
 def owed(store: Store, subscription: Subscription) -> list[int]:
     """Return the sequences a subscription is still owed, as a reader of its log finds them."""
-    loaded = store.read_log(subscription, 0, 1 << 62, 1 << 30)
+    loaded = store.read_log(subscription, 0, 1 << 62, 1 << 30, 0)
     return [sequence for one in loaded for sequence in one.sequences if sequence not in subscription.cursor]
