@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -29,6 +29,9 @@ __all__ = ["Administer"]
 DEAD_LETTERS_LISTED_MAX = 1_000
 """Of one answer: it must fit a frame."""
 
+REQUESTS_MAX = 16
+"""Requests worked on at once; each may hold a page of dead letters."""
+
 Arguments = dict[str, Any]
 
 
@@ -40,6 +43,7 @@ class Administer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._requests = 0
         self._dead_letters = trio.Lock()
         """Held from reading dead letters until what happens to them is durable, so that it happens once."""
         self._verbs: dict[str, Callable[[Arguments], Any]] = {
@@ -62,7 +66,11 @@ class Administer:
         elif packet.verb not in self._verbs:
             known = ", ".join(self._verbs)
             peer.send(Refusal(packet.request, "unknown_verb", f"{packet.verb!r} is none of {known}"[:500], False))
+        elif self._requests >= REQUESTS_MAX:
+            reason = f"the broker works on {REQUESTS_MAX} administrative requests already"
+            peer.send(Refusal(packet.request, "busy", reason, True))
         else:
+            self._requests += 1
             assert self._core.deliveries.nursery is not None
             self._core.deliveries.nursery.start_soon(self._answer, peer, packet.request, packet.verb, packet.arguments)
         return ()
@@ -76,6 +84,8 @@ class Administer:
             peer.send(Refusal(request, refused.code, refused.reason, refused.temporary))
         else:
             peer.send(AdminReply(request, result))
+        finally:
+            self._requests -= 1
         self._core.turn.end()
 
     async def _durable(self, submission: Submission) -> None:
@@ -159,50 +169,75 @@ class Administer:
 
     # --- dead letters -------------------------------------------------------------------------
 
-    async def _letters(self, arguments: Arguments) -> list[tuple[Outlet, DeadLetter]]:
+    async def _each_page(
+        self, arguments: Arguments, use: Callable[[Outlet, list[DeadLetter]], Awaitable[bool]]
+    ) -> None:
+        """Call `use` with a page after the other of the dead letters asked for, until it returns False."""
         group = self._group(arguments)
         topic, wanted = arguments.get("topic"), arguments.get("id")
-        found: list[tuple[Outlet, DeadLetter]] = []
+        found = False
         for name, outlet in sorted(group.outlets.items()):
-            if topic in (None, name):
-                letters = await trio.to_thread.run_sync(self._core.store.read_dead, outlet.subscription)
-                found += [(outlet, letter) for letter in letters if wanted in (None, letter.message_id.hex())]
+            left = outlet.subscription.dead if topic in (None, name) else 0  # not what dies again meanwhile
+            after = b""
+            while left > 0:
+                page = await trio.to_thread.run_sync(self._core.store.read_dead, outlet.subscription, after)
+                if not page or outlet.closed:
+                    break
+                after = page[-1].key
+                asked = [letter for letter in page[:left] if wanted in (None, letter.message_id.hex())]
+                left -= len(page)
+                found = found or bool(asked)
+                if asked and not await use(outlet, asked):
+                    return
         if wanted is not None and not found:
             raise Refused("unknown_message", f"group {group.name!r} has no dead letter {wanted!r}"[:300])
-        return found
 
     async def _dlq_list(self, arguments: Arguments) -> list[dict[str, Any]]:
         limit = arguments.get("limit", 100)
         if type(limit) is not int or not 1 <= limit <= DEAD_LETTERS_LISTED_MAX:
             raise Refused("bad_argument", f"limit is 1 to {DEAD_LETTERS_LISTED_MAX}")
-        return [_letter_row(outlet, letter) for outlet, letter in (await self._letters(arguments))[:limit]]
+        rows: list[dict[str, Any]] = []
+
+        async def take(outlet: Outlet, letters: list[DeadLetter]) -> bool:
+            rows.extend(_letter_row(outlet, letter) for letter in letters[: limit - len(rows)])
+            return len(rows) < limit
+
+        await self._each_page(arguments, take)
+        return rows
 
     async def _dlq_show(self, arguments: Arguments) -> dict[str, Any]:
         if not isinstance(arguments.get("id"), str):
             raise Refused("bad_argument", "say the id of the message")
-        outlet, letter = (await self._letters(arguments))[-1]
-        row = _letter_row(outlet, letter)
-        row["history"] = [{"at_ms": at, "client": client, "error": text} for at, client, text in letter.history]
-        try:
-            _, extras, body_at = split(letter.blob)
-            row["properties"] = dict(parse_extras(extras).properties)
-            row["body"] = letter.blob[body_at:-4]
-        except BadMessage as bad:
-            row["properties"], row["body"] = {}, letter.blob
-            row["damaged"] = bad.reason
+        row: dict[str, Any] = {}
+
+        async def take(outlet: Outlet, letters: list[DeadLetter]) -> bool:
+            row.clear()
+            row.update(_whole_letter(outlet, letters[-1]))
+            return True  # the latest of them is shown
+
+        await self._each_page(arguments, take)
         return row
 
     async def _dlq_replay(self, arguments: Arguments) -> dict[str, int]:
         """Give dead letters to their group again, with a fresh count of attempts and a fresh TTL."""
-        async with self._dead_letters:
-            return {"replayed": await self._replay(await self._letters(arguments))}
+        replayed = 0
 
-    async def _replay(self, letters: list[tuple[Outlet, DeadLetter]]) -> int:
+        async def take(outlet: Outlet, letters: list[DeadLetter]) -> bool:
+            nonlocal replayed
+            await self._replay(outlet, letters)
+            replayed += len(letters)
+            return True
+
+        async with self._dead_letters:
+            await self._each_page(arguments, take)
+        return {"replayed": replayed}
+
+    async def _replay(self, outlet: Outlet, letters: list[DeadLetter]) -> None:
         submission = Submission(lambda _error: None)
         now_ms = self._core.clock.epoch_ms()
-        for outlet, letter in letters:
+        topic = outlet.subscription.topic
+        for letter in letters:
             head = head_of(letter.blob)
-            topic = outlet.subscription.topic
             sequence = topic.next_sequence
             topic.next_sequence += 1
             expires_ms = now_ms + (head.ttl_ms if head is not None else 0)
@@ -211,20 +246,25 @@ class Administer:
             self._core.store.forget_dead(outlet.subscription, letter, submission)
             outlet.replaying.append((now_ms, sequence))
         await self._durable(submission)
-        for outlet, _ in letters:
-            while outlet.replaying:
-                heapq.heappush(outlet.due, outlet.replaying.pop())
-            self._core.turn.outlets[outlet] = None
-        return len(letters)
+        while outlet.replaying:
+            heapq.heappush(outlet.due, outlet.replaying.pop())
+        self._core.turn.outlets[outlet] = None
 
     async def _dlq_purge(self, arguments: Arguments) -> dict[str, int]:
-        async with self._dead_letters:
-            letters = await self._letters(arguments)
+        purged = 0
+
+        async def take(outlet: Outlet, letters: list[DeadLetter]) -> bool:
+            nonlocal purged
             submission = Submission(lambda _error: None)
-            for outlet, letter in letters:
+            for letter in letters:
                 self._core.store.forget_dead(outlet.subscription, letter, submission)
             await self._durable(submission)
-        return {"purged": len(letters)}
+            purged += len(letters)
+            return True
+
+        async with self._dead_letters:
+            await self._each_page(arguments, take)
+        return {"purged": purged}
 
 
 def _row(outlet: Outlet) -> dict[str, Any]:
@@ -250,6 +290,19 @@ def _row(outlet: Outlet) -> dict[str, Any]:
         "dropped": outlet.dropped,
         "damaged": outlet.damaged,
     }
+
+
+def _whole_letter(outlet: Outlet, letter: DeadLetter) -> dict[str, Any]:
+    row = _letter_row(outlet, letter)
+    row["history"] = [{"at_ms": at, "client": client, "error": text} for at, client, text in letter.history]
+    try:
+        _, extras, body_at = split(letter.blob)
+        row["properties"] = dict(parse_extras(extras).properties)
+        row["body"] = letter.blob[body_at:-4]
+    except BadMessage as bad:
+        row["properties"], row["body"] = {}, letter.blob
+        row["damaged"] = bad.reason
+    return row
 
 
 def _letter_row(outlet: Outlet, letter: DeadLetter) -> dict[str, Any]:

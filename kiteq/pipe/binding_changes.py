@@ -192,6 +192,13 @@ def drop(core: Core, outlet: Outlet, done: Done) -> None:
 
 async def _discard_and_forget(core: Core, outlet: Outlet) -> None:
     await discard(core, outlet, outlet.subscription.topic.next_sequence)
+    for table in (Table.DEAD, Table.DUE, Table.RETRY):
+        keys = await trio.to_thread.run_sync(core.store.read_keys, outlet.subscription, table)
+        while keys:
+            submission = Submission(lambda _error: None, urgent=False)
+            submission.rows += [(table, key, None) for key in keys]
+            core.store.writer.submit(submission)
+            keys = await trio.to_thread.run_sync(core.store.read_keys, outlet.subscription, table, keys[-1])
     submission = Submission(lambda _error: None, urgent=False)
     core.store.drop_subscription(outlet.subscription, submission)
     core.store.writer.submit(submission)

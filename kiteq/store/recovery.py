@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgpack
@@ -139,7 +140,7 @@ def _subscriptions(tables: Tables, topics: dict[int, TopicLog], rows: list[Row])
             subscriptions[number] = Subscription(number, group, topics[topic], bindings, start)
         else:
             rows.append((Table.META, subscription_key(number), None))
-            for key, _ in tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
+            for key, _ in _dead_rows(tables, number):
                 rows.append((Table.DEAD, key, None))
     return subscriptions
 
@@ -244,9 +245,17 @@ def _retries(tables: Tables, subscriptions: dict[int, Subscription], rows: list[
 
 def _dead(tables: Tables, subscriptions: dict[int, Subscription]) -> None:
     for number, subscription in subscriptions.items():
-        for _, value in tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
+        for _, value in _dead_rows(tables, number):
             subscription.dead += 1
             subscription.dead_bytes += len(value)
+
+
+def _dead_rows(tables: Tables, number: int) -> Iterator[tuple[bytes, bytes]]:
+    """Return the dead letters of a subscription, read a page at a time: they may be larger than the memory."""
+    start, end = PREFIX.pack(number), PREFIX.pack(number + 1)
+    while page := tables.scan(Table.DEAD, start, end, bytes_max=SCAN_BYTES):
+        yield from page
+        start = page[-1][0] + b"\0"
 
 
 def _recent(tables: Tables) -> list[tuple[int, int, list[Recent]]]:

@@ -33,6 +33,9 @@ from kiteq.store.writer import NewRecord, Submission, Writer
 
 __all__ = ["DeadLetter", "Loaded", "Store"]
 
+PAGE_BYTES = 1 << 20
+"""Dead letters are read in pages of this, so that memory does not grow with their number."""
+
 
 class Loaded(NamedTuple):
     """What one record holds for one subscription."""
@@ -180,13 +183,9 @@ class Store:
         submission.rows.append((Table.META, META_NUMBERS, b"%d" % self._next_number))
 
     def drop_subscription(self, subscription: Subscription, submission: Submission) -> None:
-        """Forget a subscription with all it is owed; rows of its dead and retrying messages included."""
-        number = subscription.number
-        self.subscriptions.pop(number, None)
-        submission.rows.append((Table.META, subscription_key(number), None))
-        for table in (Table.DEAD, Table.DUE, Table.RETRY):
-            for key, _ in self._tables.scan(table, PREFIX.pack(number), PREFIX.pack(number + 1)):
-                submission.rows.append((table, key, None))
+        """Forget a subscription. Rows of its dead and retrying messages go by `read_keys`, before this."""
+        self.subscriptions.pop(subscription.number, None)
+        submission.rows.append((Table.META, subscription_key(subscription.number), None))
 
     # --- settling ------------------------------------------------------------------------------
 
@@ -229,7 +228,7 @@ class Store:
         due: list[object],
         submission: Submission,
     ) -> None:
-        """Write when a message is tried again; `due` is [due ms, failures, expires ms, history].
+        """Write when a message is tried again; `due` is [due ms, failures, expires ms, history, accepted ms].
 
         blob: its bytes when it is new among the retries; None when it already is one.
         """
@@ -271,10 +270,6 @@ class Store:
         submission.rows.append((Table.DEAD, letter.key, None))
         subscription.dead -= 1
         subscription.dead_bytes -= letter.size
-
-    def quarantine(self, topic: TopicLog, sequence: int, content: bytes, submission: Submission) -> None:
-        """Keep bytes whose checksum does not match, for a person to look at."""
-        submission.rows.append((Table.QUARANTINE, SEQUENCE_KEY.pack(topic.number, sequence), content))
 
     # --- reading, from any thread --------------------------------------------------------------
 
@@ -344,15 +339,22 @@ class Store:
                 found.append((sequence, blob, due))
         return found
 
-    def read_dead(self, subscription: Subscription) -> list[DeadLetter]:
-        """Return the dead letters of a subscription, oldest first."""
-        number = subscription.number
+    def read_dead(self, subscription: Subscription, after: bytes = b"") -> list[DeadLetter]:
+        """Return a page of the dead letters of a subscription, oldest first: those behind the key `after`."""
         letters: list[DeadLetter] = []
-        for key, value in self._tables.scan(Table.DEAD, PREFIX.pack(number), PREFIX.pack(number + 1)):
+        for key, value in self._page(Table.DEAD, subscription, after):
             reason, attempts, history, blob = msgpack.unpackb(value)
             at_ms = int.from_bytes(key[4:12], "big")
             letters.append(DeadLetter(key, at_ms, key[12:28], reason, attempts, history, blob, len(value)))
         return letters
+
+    def read_keys(self, subscription: Subscription, table: Table, after: bytes = b"") -> list[bytes]:
+        """Return a page of the keys that a subscription has in DEAD, DUE or RETRY: those behind `after`."""
+        return [key for key, _ in self._page(table, subscription, after)]
+
+    def _page(self, table: Table, subscription: Subscription, after: bytes) -> list[tuple[bytes, bytes]]:
+        start = after + b"\0" if after else PREFIX.pack(subscription.number)
+        return self._tables.scan(table, start, PREFIX.pack(subscription.number + 1), bytes_max=PAGE_BYTES)
 
     def read_unrouted(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, records.Record | None]]:
         """Return (key, record) of what no group was bound to, from a sequence on; None for a damaged one."""

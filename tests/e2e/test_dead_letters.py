@@ -11,7 +11,10 @@ from trio.testing import MockClock
 from kiteq.binding.bindings import direct, fanout
 from kiteq.broker import Broker
 from kiteq.message import Message
-from tests.e2e.wire import JumpingClock, RawClient, Refused, connect, numbered, running
+from kiteq.remoting import packets
+from kiteq.store import store
+from kiteq.store.tables import Table
+from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
 
 SWEEP_SECONDS = 31
 """A little more than the broker takes from one look for expired messages to the next."""
@@ -185,3 +188,41 @@ async def test_dead_letters_survive_a_restart(folder: Path) -> None:
         assert await admin.admin("dlq.list", group="g") == before
         assert (await admin.row("g"))["dead"] == 3
         await trio.lowlevel.checkpoint()
+
+
+async def test_dead_letters_of_several_pages_are_all_listed_shown_replayed_and_purged(
+    server: Broker, producer: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAGE_BYTES", 300)
+    consumer = await connect(server, "g", fanout("t"), fanout("u"), window=20)
+    await producer.publish([*numbered(10), *numbered(10, "u")])
+    taken = await consumer.take(20)
+    await consumer.reject(taken, "no")
+    assert len(await producer.admin("dlq.list", group="g", limit=15)) == 15
+    letters = await producer.admin("dlq.list", group="g")
+    assert {letter["id"] for letter in letters} == {one.blob[:16].hex() for one in taken}
+    assert (await producer.admin("dlq.show", group="g", id=letters[-1]["id"]))["topic"] == "u"
+    assert await producer.admin("dlq.purge", group="g", topic="u") == {"purged": 10}
+    assert await producer.admin("dlq.replay", group="g") == {"replayed": 10}
+    await consumer.reject(await consumer.take(10), "no")
+    await producer.wait_row("g", dead=10)
+    await producer.admin("group.drop", group="g")
+    kept = server.core.store._tables
+    with trio.fail_after(PATIENCE_SECONDS):
+        while kept.scan(Table.DEAD, b"", b"\xff" * 32):  # noqa: ASYNC110 nothing tells of it
+            await trio.sleep(0.01)
+
+
+async def test_administrative_requests_beyond_a_bound_are_refused_for_the_moment(
+    server: Broker, dead: RawClient
+) -> None:
+    await dead.send(*(packets.Admin(1_000 + one, "dlq.list", {"group": "g"}) for one in range(40)))
+    answered = 0
+    for one in range(40):
+        try:
+            await dead.wait(packets.AdminReply, 1_000 + one)
+            answered += 1
+        except Refused as refused:
+            assert (refused.code, refused.temporary) == ("busy", True)  # noqa: PT017
+    assert 16 <= answered < 40
+    assert len(await dead.admin("dlq.list", group="g")) == 10

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiteq.errors import StoreFull
+from kiteq.store.store import PAGE_BYTES
 from kiteq.store.tables import Table
 from tests.store.reopening import KeptTables, OpenStore, owed
 
@@ -86,6 +87,23 @@ def test_forgetting_a_dead_letter_takes_back_the_bytes_it_counted() -> None:
     assert members.dead_bytes == one
 
 
+def test_dead_letters_are_read_in_pages() -> None:
+    opened = OpenStore(KeptTables())
+    topic = opened.store.topic("trade")
+    members, other = opened.subscribe("members", topic), opened.subscribe("other", topic)
+    blobs = opened.publish(topic, 3, members, size=PAGE_BYTES * 2 // 3)
+    submission = opened.submission()
+    for at_ms, blob in enumerate(blobs):
+        opened.store.save_dead(members, at_ms, "rejected", 1, [], blob, submission)
+        opened.store.save_dead(other, at_ms, "rejected", 1, [], blob, submission)
+    opened.commit(submission)
+    first = opened.store.read_dead(members)
+    second = opened.store.read_dead(members, first[-1].key)
+    assert [[letter.blob for letter in page] for page in (first, second)] == [blobs[:2], blobs[2:]]
+    assert opened.store.read_dead(members, second[-1].key) == []
+    assert opened.store.read_keys(members, Table.DEAD, first[-1].key) == [second[0].key]
+
+
 def test_a_refused_batch_does_not_take_the_name_of_its_topic_with_it() -> None:
     opened = OpenStore(KeptTables())
     topic = opened.store.topic("trade")
@@ -126,6 +144,8 @@ def test_a_dropped_subscription_takes_its_rows_with_it() -> None:
     opened.store.save_dead(members, 88, "rejected", 1, [], dead, submission)
     opened.commit(submission)
     submission = opened.submission()
+    for table in (Table.DEAD, Table.DUE, Table.RETRY):
+        submission.rows += [(table, key, None) for key in opened.store.read_keys(members, table)]
     opened.store.drop_subscription(members, submission)
     opened.commit(submission)
     again = opened.again()
