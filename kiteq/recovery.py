@@ -52,12 +52,14 @@ log = structlog.get_logger()
 
 async def run_timers(core: Core) -> None:
     """Run all timers until cancelled."""
+    # Taken before anything is waited for: nothing has been submitted since the start.
+    ends = {topic: topic.next_sequence for topic in core.store.topics.values()}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_tick, core)
-        nursery.start_soon(_check, core)
+        nursery.start_soon(_check, core, nursery)
         nursery.start_soon(_snapshots, core)
         nursery.start_soon(_sweep, core)
-        nursery.start_soon(_unrouted, core)
+        nursery.start_soon(_unrouted, core, ends)
 
 
 async def _tick(core: Core) -> None:
@@ -78,7 +80,8 @@ async def _tick(core: Core) -> None:
         core.turn.end()
 
 
-async def _check(core: Core) -> None:
+async def _check(core: Core, nursery: trio.Nursery) -> None:
+    discarding: set[Outlet] = set()
     while True:
         core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
         await _check_room(core)
@@ -87,15 +90,29 @@ async def _check(core: Core) -> None:
             absent = outlet.group.absent_since
             subscription = outlet.subscription
             gone = absent is not None and now - absent >= RECONNECT_GRACE_SECONDS
-            if gone and not subscription.persistent and (subscription.pending or subscription.retrying):
-                dropped = await discard(core, outlet, subscription.topic.next_sequence)
-                log.info(
-                    "dropped the messages of an absent non-persistent group",
-                    group=subscription.group,
-                    topic=subscription.topic.name,
-                    messages=dropped,
-                )
+            owed = subscription.pending or subscription.retrying
+            if gone and owed and not subscription.persistent and outlet not in discarding:
+                discarding.add(outlet)
+                nursery.start_soon(_discard_of_absent, core, outlet, discarding)
         await trio.sleep(CHECK_SECONDS)
+
+
+async def _discard_of_absent(core: Core, outlet: Outlet, discarding: set[Outlet]) -> None:
+    """Drop what a non-persistent group is owed, as long as it stays away; `discarding` holds the outlet meanwhile."""
+    subscription, absent_since = outlet.subscription, outlet.group.absent_since
+    below = subscription.topic.next_sequence
+
+    def wanted() -> bool:
+        return outlet.group.absent_since == absent_since and not outlet.closed
+
+    dropped = await discard(core, outlet, below, wanted=wanted)
+    discarding.remove(outlet)
+    log.info(
+        "dropped the messages of an absent non-persistent group",
+        group=subscription.group,
+        topic=subscription.topic.name,
+        messages=dropped,
+    )
 
 
 async def _check_room(core: Core) -> None:
@@ -253,9 +270,9 @@ async def _rewrite(core: Core, topic: TopicLog, first: int) -> bool:
     return True
 
 
-async def _unrouted(core: Core) -> None:
+async def _unrouted(core: Core, ends: dict[TopicLog, int]) -> None:
     """Drop messages no group was bound to when they are too old, or too many: the oldest first."""
-    await _measure_unrouted(core)
+    await _measure_unrouted(core, ends)
     looked_at = core.clock.monotonic()
     while True:
         await trio.sleep(CHECK_SECONDS)
@@ -265,12 +282,16 @@ async def _unrouted(core: Core) -> None:
                 pass
 
 
-async def _measure_unrouted(core: Core) -> None:
-    for topic in list(core.store.topics.values()):
+async def _measure_unrouted(core: Core, ends: dict[TopicLog, int]) -> None:
+    """Count what was kept before this start; what comes is counted when it is submitted."""
+    for topic, end in ends.items():
         start = 0
-        while sizes := await trio.to_thread.run_sync(core.store.read_unrouted_sizes, topic, start, READ_BYTES):
-            core.unrouted_bytes += sum(size for _, size, _ in sizes)
-            start = SEQUENCE_KEY.unpack(sizes[-1][0])[1] + 1
+        while start < end:
+            read = partial(core.store.read_unrouted_sizes, topic, start, READ_BYTES)
+            sizes = await trio.to_thread.run_sync(read)
+            before = [size for key, size, _ in sizes if SEQUENCE_KEY.unpack(key)[1] < end]
+            core.unrouted_bytes += sum(before)
+            start = SEQUENCE_KEY.unpack(sizes[-1][0])[1] + 1 if sizes else end
 
 
 async def _trim_unrouted(core: Core) -> bool:

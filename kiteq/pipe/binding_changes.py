@@ -1,29 +1,21 @@
-"""Changes of bindings: written before what they route, answered when durable.
-
-A new subscription with start="first" also takes over what was kept because no group was bound to it.
-That is copied into the log for it alone, oldest first, before it takes part in routing, so it sees
-the order of acceptance. The last copy and the activation are submitted in one turn: nothing can fall
-between. A crash on the way leaves an inactive row, which recovery drops; the client binds again.
-"""
+"""Changes of bindings: written before what they route, answered when durable."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import heapq
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import trio
 
 from kiteq.binding.bindings import Binding
-from kiteq.binding.matching import Matcher
 from kiteq.errors import Refused, StoreError
-from kiteq.limits import READ_BYTES, UNROUTED_SECONDS_MAX
 from kiteq.pipe.leases import Chunk, Origin
 from kiteq.pipe.outlet import Outlet
-from kiteq.pipe.settlement import head_of
-from kiteq.store.tables import SEQUENCE_KEY, Table
-from kiteq.store.writer import Append, Submission
+from kiteq.pipe.taking_over import TakeOver, committed
+from kiteq.store.tables import Table
+from kiteq.store.writer import Submission
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
@@ -36,125 +28,140 @@ Done = Callable[[StoreError | Refused | None], None]
 def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
     """Add or update bindings of a group; `done` is called when they are durable and in force, or refused."""
     try:
-        changes = core.router.merged(group, bindings)
+        core.router.merged(group, bindings)
     except Refused as refused:
         done(refused)
         return
-    taking_over: dict[str, Outlet] = {}
-    outlets: dict[str, Outlet] = {}
-    for topic, all_bindings in changes.items():
-        if core.router.known(group, topic):
-            continue
-        outlet = core.router.new_outlet(group, topic, all_bindings)
-        outlet.matchers = tuple(Matcher(binding) for binding in all_bindings)
-        if any(binding.start == "first" for binding in all_bindings):
-            taking_over[topic] = outlet
-        outlets[topic] = outlet
-    if not taking_over:
-        core.router.put(group, changes, outlets, done)
-        return
-    assert core.deliveries.nursery is not None
-    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, outlets, taking_over, done)
+    if _under_way(core, group, bindings) or _that_take_over(core, group, bindings):
+        assert core.deliveries.nursery is not None
+        core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, done)
+    else:
+        _put(core, group, bindings, {}, done)
 
 
-async def _take_over_and_put(
-    core: Core,
-    group: str,
-    bindings: Sequence[Binding],
-    outlets: dict[str, Outlet],
-    taking_over: dict[str, Outlet],
-    done: Done,
-) -> None:
-    await _take_over(core, taking_over)
-    for topic in list(outlets):
-        if core.router.known(group, topic):
-            del outlets[topic]  # another connection of the group was faster
+def _under_way(core: Core, group: str, bindings: Sequence[Binding]) -> trio.Event | None:
+    """Return the end of a take-over of the group in one of the topics."""
+    ends = (core.taking_over.get((group, binding.topic)) for binding in bindings)
+    return next((end for end in ends if end is not None), None)
+
+
+def _that_take_over(core: Core, group: str, bindings: Sequence[Binding]) -> dict[str, list[Binding]]:
+    """Return, by topic, the bindings that take over what was kept: each does once, when it is new."""
+    found: dict[str, list[Binding]] = {}
+    for binding in bindings:
+        old = {(one.kind, one.pattern) for one in _in_force(core, group, binding.topic)}
+        if binding.start == "first" and (binding.kind, binding.pattern) not in old:
+            found.setdefault(binding.topic, []).append(binding)
+    return found
+
+
+def _put(core: Core, group: str, bindings: Sequence[Binding], outlets: dict[str, Outlet], done: Done) -> None:
+    """Merge bindings with those that the group has by now, and write them; `outlets` are new ones by topic."""
     try:
         changes = core.router.merged(group, bindings)
     except Refused as refused:
         done(refused)
-    else:
-        core.router.put(group, changes, outlets, done)
+        return
+    for topic, all_bindings in changes.items():
+        if topic not in outlets and not core.router.known(group, topic):
+            outlets[topic] = core.router.new_outlet(group, topic, all_bindings)
+        elif topic in outlets:
+            outlets[topic].subscription.bindings = all_bindings
+    core.router.put(group, changes, outlets, done)
+
+
+async def _take_over_and_put(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
+    while (end := _under_way(core, group, bindings)) is not None:
+        await end.wait()  # two of one group at once would each copy everything
+    found = _that_take_over(core, group, bindings)
+    if not found:
+        _put(core, group, bindings, {}, done)
+        core.turn.end()
+        return
+    finished = trio.Event()
+    for topic in found:
+        core.taking_over[group, topic] = finished
+    try:
+        error = await _take_over(core, group, bindings, found)
+    finally:
+        for topic in found:
+            del core.taking_over[group, topic]
+        finished.set()
+    done(error)
     core.turn.end()
 
 
-async def _take_over(core: Core, outlets: dict[str, Outlet]) -> None:
-    """Copy kept messages that the outlets match into the log; when it returns none is left to copy."""
-    store = core.store
-    submission = Submission(lambda _error: None)
-    for outlet in outlets.values():
-        store.save_subscription(outlet.subscription, submission, active=False)
-    store.writer.submit(submission)
-    starts = dict.fromkeys(outlets, 0)
-    await _copy_kept(core, outlets, starts, cut=False)
-    # What came meanwhile is little; what comes while that is copied is noted, so that there is an end.
-    for outlet in outlets.values():
-        outlet.subscription.topic.watchers[outlet.subscription.number] = []
-    await _copy_kept(core, outlets, starts, cut=True)
-    for outlet in outlets.values():
-        for append in outlet.subscription.topic.watchers.pop(outlet.subscription.number):
-            _copy(core, outlet, append.blobs, append.accepted_ms)
-        outlet.reading = True  # else a member that is there already could be served from behind the copies
-        core.store.on_durable(partial(_let_read, core, outlet))
+async def _take_over(
+    core: Core, group: str, bindings: Sequence[Binding], found: dict[str, list[Binding]]
+) -> StoreError | Refused | None:
+    takers: list[TakeOver] = []
+    outlets: dict[str, Outlet] = {}
+    for topic, first in found.items():
+        outlet = core.deliveries.group(group).outlets.get(topic)
+        older = _in_force(core, group, topic)
+        if outlet is None:
+            outlet = outlets[topic] = core.router.new_outlet(group, topic, tuple(first))
+        takers.append(TakeOver(core, outlet, new=topic in outlets, bindings=first, older=older))
+    with ExitStack() as watching:
+        for taker in takers:
+            await taker.copy_kept()
+        for taker in takers:
+            watching.enter_context(taker.watching())
+            await taker.copy_rest()
+        error = _error_of(takers) or await _put_with_watched(core, group, bindings, outlets, takers)
+    if error is not None:
+        for taker in takers:
+            _undo(core, taker)
+    return error
 
 
-def _let_read(core: Core, outlet: Outlet) -> None:
-    outlet.reading = False
-    core.turn.outlets[outlet] = None
+def _in_force(core: Core, group: str, topic: str) -> tuple[Binding, ...]:
+    outlet = core.deliveries.group(group).outlets.get(topic)
+    return () if outlet is None else outlet.subscription.bindings
 
 
-async def _copy_kept(core: Core, outlets: dict[str, Outlet], starts: dict[str, int], *, cut: bool) -> None:
-    """Copy what has been submitted by now, from the sequences `starts` on, which are moved on.
-
-    cut: leave out what was submitted later but came into the same record.
-    """
-    ends = {topic: outlet.subscription.topic.next_sequence for topic, outlet in outlets.items()}
-    await _committed(core)
-    for topic, outlet in outlets.items():
-        end = ends[topic]
-        while starts[topic] < end:
-            read = partial(core.store.read_unrouted, outlet.subscription.topic, starts[topic], READ_BYTES)
-            rows = await trio.to_thread.run_sync(read)
-            starts[topic] = SEQUENCE_KEY.unpack(rows[-1][0])[1] + 1 if rows else end
-            for _, record in rows:
-                if record is not None:
-                    below = bisect_left(record.sequences, end) if cut else len(record.blobs)
-                    _copy(core, outlet, record.blobs[:below], record.accepted_ms)
-                    starts[topic] = max([starts[topic], *record.sequences[-1:]])
+def _error_of(takers: Sequence[TakeOver]) -> StoreError | None:
+    return next((taker.error for taker in takers if taker.error is not None), None)
 
 
-async def _committed(core: Core) -> None:
-    """Wait until all that was submitted so far is durable."""
-    finished = trio.Event()
-    core.store.on_durable(finished.set)
-    await finished.wait()
+async def _put_with_watched(
+    core: Core, group: str, bindings: Sequence[Binding], outlets: dict[str, Outlet], takers: Sequence[TakeOver]
+) -> StoreError | Refused | None:
+    """Copy the last and let the bindings take effect in the same turn; return when both are durable."""
+    in_force = trio.Event()
+    errors: list[StoreError | Refused] = []
+
+    def done(error: StoreError | Refused | None) -> None:
+        errors.extend([error] if error is not None else [])
+        for taker in takers:
+            taker.copy_watched()  # a subscription that was there before was routed by its older bindings until now
+        in_force.set()
+
+    for taker in takers:
+        taker.copy_watched()
+    _put(core, group, bindings, outlets, done)
+    await in_force.wait()
+    await committed(core)
+    for taker in takers:
+        core.turn.outlets[taker.outlet] = None
+    return errors[0] if errors else _error_of(takers)
 
 
-def _copy(core: Core, outlet: Outlet, kept: list[bytes], accepted_ms: int) -> None:
-    now_ms = core.clock.epoch_ms()
-    blobs: list[bytes] = []
-    expires_ms = accepted_ms + int(UNROUTED_SECONDS_MAX * 1000)
-    for blob in kept:
-        head = head_of(blob)
-        if head is None or accepted_ms + head.ttl_ms <= now_ms:
-            continue
-        if outlet.matches(head.message_type):
-            blobs.append(blob)
-            expires_ms = min(expires_ms, accepted_ms + head.ttl_ms)
-    if not blobs:
-        return
-    subscription, topic = outlet.subscription, outlet.subscription.topic
-    append = Append(
-        Table.LOG, topic.number, topic.next_sequence, blobs, [(len(blobs), (subscription.number,))],
-        accepted_ms, expires_ms,
-    )  # fmt: skip
-    topic.next_sequence += len(blobs)
-    submission = Submission(lambda _error: None)
-    submission.appends.append(append)
-    subscription.pending += len(blobs)
-    subscription.pending_bytes += sum(map(len, blobs))
-    outlet.behind = True
-    core.store.writer.submit(submission)
+def _undo(core: Core, taker: TakeOver) -> None:
+    """Take back bindings for which not everything was copied; an older subscription keeps what was."""
+    outlet = taker.outlet
+    subscription = outlet.subscription
+    group, topic = subscription.group, subscription.topic.name
+    if not taker.new:
+        kept = tuple(one for one in subscription.bindings if one not in taker.bindings)
+        if kept != subscription.bindings and not outlet.closed:
+            core.router.put(group, {topic: kept}, {}, lambda _error: None)
+    elif outlet.group.outlets.get(topic) is outlet:
+        drop(core, outlet, lambda _error: None)
+    elif not outlet.closed:
+        outlet.closed = True
+        assert core.deliveries.nursery is not None
+        core.deliveries.nursery.start_soon(_discard_and_forget, core, outlet)
 
 
 def unbind(core: Core, group: str, topic: str, kind: int, pattern: str, done: Done) -> bool:
@@ -204,11 +211,14 @@ async def _discard_and_forget(core: Core, outlet: Outlet) -> None:
     core.store.writer.submit(submission)
 
 
-async def discard(core: Core, outlet: Outlet, below: int) -> int:
-    """Settle what an outlet is owed below a sequence, undelivered; return how many messages that were."""
-    await _committed(core)
-    discarded = await _discard_retries(core, outlet)
-    while True:
+async def discard(core: Core, outlet: Outlet, below: int, *, wanted: Callable[[], bool] = lambda: True) -> int:
+    """Settle what an outlet is owed below a sequence, undelivered; return how many messages that were.
+
+    wanted: the rest is left alone as soon as this is false.
+    """
+    await committed(core)
+    discarded = await _discard_retries(core, outlet, wanted)
+    while wanted():
         while outlet.ready and outlet.ready[0].sequences[0] < below:
             discarded += _settle_unread(core, outlet)
         if outlet.position >= min(below, outlet.subscription.topic.committed):
@@ -224,12 +234,17 @@ async def discard(core: Core, outlet: Outlet, below: int) -> int:
     return discarded
 
 
-async def _discard_retries(core: Core, outlet: Outlet) -> int:
+async def _discard_retries(core: Core, outlet: Outlet, wanted: Callable[[], bool]) -> int:
     while outlet.reading_retries:  # noqa: ASYNC110 rare, and over in milliseconds
         await trio.sleep(0.01)  # a read of them that was under way ends by itself
-    sequences = [sequence for _, sequence in outlet.due]
+    due = outlet.due.copy()
     outlet.due.clear()
+    sequences = [sequence for _, sequence in due]
     found = await trio.to_thread.run_sync(core.store.read_retries, outlet.subscription, sequences)
+    if not wanted():
+        outlet.due += due
+        heapq.heapify(outlet.due)
+        return 0
     for sequence, blob, _ in found:
         core.store.forget_retry(outlet.subscription, sequence, len(blob), core.turn.settling())
     outlet.dropped += len(found)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import trio
+
     from kiteq.clock import Clock
     from kiteq.config import Settings
     from kiteq.pipe.deliveries import Deliveries
@@ -47,3 +49,6 @@ class Core:
     """Whether the store uses more than the share of its limit that is warned about."""
     draining: bool = False
     unrouted_bytes: int = 0
+    """Bytes of the messages that are kept because no group was bound to them."""
+    taking_over: dict[tuple[str, str], trio.Event] = field(default_factory=dict)
+    """Ends of the take-overs of kept messages that are under way, by (group, topic)."""

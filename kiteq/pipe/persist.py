@@ -56,7 +56,7 @@ class Persist:
             self._core.unrouted_bytes += sum(map(len, placed.blobs))
             self._core.counters["unrouted"] += count
             for watcher in topic.watchers.values():
-                watcher.append(append)
+                watcher.appends.append(append)
         submission.messages += count
         if placed.outlets:
             size = sum(map(len, placed.blobs))
@@ -89,6 +89,8 @@ class Persist:
             if not placed.outlets and not placed.fly:
                 self._core.unrouted_bytes -= sum(map(len, placed.blobs))
                 self._core.counters["unrouted"] -= len(placed.blobs)
+                for watcher in placed.topic.watchers.values():
+                    watcher.refused.add(placed.first)
             for outlet in placed.outlets if not placed.fly else ():
                 outlet.subscription.pending -= len(placed.blobs)
                 outlet.subscription.pending_bytes -= sum(map(len, placed.blobs))

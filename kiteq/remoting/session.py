@@ -38,12 +38,15 @@ SMALL_READ_SPACING_SECONDS: Final = 0.00175
 """And when something did arrive meanwhile, small reads of one connection come at most this often."""
 READ_BYTES_FIRST: Final = 16 * 1024
 """A buffer of this size is cheap to allocate; it grows with what the peer sends."""
+ANSWER_CHECK_SECONDS: Final = 1.0
+"""While the answer to a greeting takes long, its connection is looked at this often."""
 
 
 class SessionPeer(Protocol):
     """What a session must know of the peer it serves."""
 
     accepted: bool
+    group: str
     outbox: list[bytes]
     outbox_bytes: int
     uncommitted_bytes: int
@@ -188,9 +191,12 @@ class Session:
     async def _watch_idle(self) -> None:
         """End a connection that never greets, or falls silent."""
         await trio.sleep(UNAUTHENTICATED_SECONDS_MAX)
-        if not self._peer.accepted:
+        if not self._peer.group:
             self._peer.refuse("not_authenticated", f"no valid greeting within {UNAUTHENTICATED_SECONDS_MAX:g} seconds")
             self._read([])
+        while not self._peer.accepted:
+            self.last_heard = trio.current_time()  # it waits for the answer and may not send before
+            await trio.sleep(ANSWER_CHECK_SECONDS)
         while True:
             silent = trio.current_time() - self.last_heard
             if silent >= IDLE_SECONDS_MAX:

@@ -9,7 +9,20 @@ from kiteq.store.index import RecordIndex
 from kiteq.store.intervals import IntervalSet
 from kiteq.store.writer import Append
 
-__all__ = ["Subscription", "TopicLog"]
+__all__ = ["Subscription", "TopicLog", "Watcher"]
+
+
+class Watcher:
+    """Notes messages that no group is bound to, for a subscription that takes over what is kept.
+
+    refused: first sequences of those whose commit was refused after they had been noted.
+    """
+
+    __slots__ = ("appends", "refused")
+
+    def __init__(self) -> None:
+        self.appends: list[Append] = []
+        self.refused: set[int] = set()
 
 
 class TopicLog:
@@ -27,8 +40,8 @@ class TopicLog:
         self.next_sequence = 0
         self.committed = 0
         self.index = RecordIndex()
-        self.watchers: dict[int, list[Append]] = {}
-        """Lists that note what no group is bound to, by subscription that takes over what was kept."""
+        self.watchers: dict[int, Watcher] = {}
+        """By number of the subscription that takes over."""
         self.stored = False
         """Whether its row of the meta table was submitted."""
 

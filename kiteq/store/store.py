@@ -321,13 +321,19 @@ class Store:
         return self._tables.get(Table.LOG, SEQUENCE_KEY.pack(topic.number, first))
 
     def read_retries(
-        self, subscription: Subscription, sequences: Sequence[int], *, expired_ms: int | None = None
+        self,
+        subscription: Subscription,
+        sequences: Sequence[int],
+        *,
+        expired_ms: int | None = None,
+        bytes_max: int | None = None,
     ) -> list[tuple[int, bytes, list[object]]]:
         """Return (sequence, message, due row) of messages waiting for another attempt.
 
-        expired_ms: only of those that expire until then.
+        expired_ms: only of those that expire until then. bytes_max: stop after the message that reaches it.
         """
         found: list[tuple[int, bytes, list[object]]] = []
+        size = 0
         for sequence in sequences:
             key = SEQUENCE_KEY.pack(subscription.number, sequence)
             row = self._tables.get(Table.DUE, key)
@@ -337,6 +343,9 @@ class Store:
             blob = self._tables.get(Table.RETRY, key)
             if blob is not None:
                 found.append((sequence, blob, due))
+                size += len(blob)
+                if bytes_max is not None and size >= bytes_max:
+                    break
         return found
 
     def read_dead(self, subscription: Subscription, after: bytes = b"") -> list[DeadLetter]:
@@ -370,12 +379,16 @@ class Store:
         return found
 
     def read_unrouted_sizes(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, int, int]]:
-        """Return (key, bytes, accepted ms) of a topic's records no group was bound to, from a sequence on."""
+        """Return (key, bytes, accepted ms) of a topic's records no group was bound to, from a sequence on.
+
+        The bytes are those of the messages, as they were counted when they were submitted.
+        """
         sizes: list[tuple[bytes, int, int]] = []
         begin, end = SEQUENCE_KEY.pack(topic.number, start), PREFIX.pack(topic.number + 1)
         for key, value in self._tables.scan(Table.UNROUTED, begin, end, bytes_max=bytes_max):
             try:
-                sizes.append((key, len(value), records.parse_head(key, value).accepted_ms))
+                head = records.parse_head(key, value)
+                sizes.append((key, len(value) - head.size, head.accepted_ms))
             except records.DamagedRecord:
                 sizes.append((key, len(value), 0))  # the first to go
         return sizes
