@@ -54,7 +54,6 @@ class Authenticate:
             peer.close(f"{refused.code}: {refused.reason}")
             return
         peer.group = hello.group
-        peer.instance = hello.instance
         peer.name = f"{peer.name}/{hello.instance.hex()[:8]}"
         peer.warm_up = hello.warm_up
         peer.concurrency = max(1, hello.concurrency)

@@ -37,6 +37,8 @@ READY_LOW_BYTES = READ_BYTES
 """Read on when less than this is ready."""
 RETRIES_LOADED = 256
 """Due retries read at once."""
+RETRIES_LOADED_BYTES = 4 << 20
+"""The same in bytes, unless a single message is larger."""
 FLY_SEQUENCE = 0
 
 
@@ -203,10 +205,10 @@ class Deliveries:
         now_ms = self._clock.epoch_ms()
         if outlet.due and outlet.due[0][0] <= now_ms and not outlet.reading_retries:
             outlet.reading_retries = True
-            sequences: list[int] = []
-            while outlet.due and outlet.due[0][0] <= now_ms and len(sequences) < RETRIES_LOADED:
-                sequences.append(heapq.heappop(outlet.due)[1])
-            nursery.start_soon(self._load_retries, outlet, sequences)
+            due: list[tuple[int, int]] = []
+            while outlet.due and outlet.due[0][0] <= now_ms and len(due) < RETRIES_LOADED:
+                due.append(heapq.heappop(outlet.due))
+            nursery.start_soon(self._load_retries, outlet, due)
         if outlet.retries_full:
             return  # first deliveries wait until the retries have shrunk
         if outlet.behind and not outlet.reading:
@@ -250,16 +252,21 @@ class Deliveries:
                 kept, kept_blobs = [sequences[index] for index in wanted], [blobs[index] for index in wanted]
             if kept_blobs:
                 low = min(max(outlet.position, cursor.floor), kept[0])
-                outlet.add_loaded(Chunk(kept, low, kept_blobs, accepted_ms, expires_ms))
+                outlet.append(Chunk(kept, low, kept_blobs, accepted_ms, expires_ms))
             outlet.position = max(outlet.position, sequences[-1] + 1)
 
-    async def _load_retries(self, outlet: Outlet, sequences: list[int]) -> None:
+    async def _load_retries(self, outlet: Outlet, taken: list[tuple[int, int]]) -> None:
         durable = trio.Event()
         self._store.on_durable(durable.set)
         await durable.wait()  # a short wait may end before the row is on disk
-        read = partial(self._store.read_retries, outlet.subscription, sequences)
-        for sequence, blob, due in await trio.to_thread.run_sync(read):
+        sequences = [sequence for _, sequence in taken]
+        read = partial(self._store.read_retries, outlet.subscription, sequences, bytes_max=RETRIES_LOADED_BYTES)
+        found = await trio.to_thread.run_sync(read)
+        for sequence, blob, due in found:
             outlet.put_back(retry_chunk(sequence, blob, due))
+        if sum(len(blob) for _, blob, _ in found) >= RETRIES_LOADED_BYTES:
+            for left in taken[sequences.index(found[-1][0]) + 1 :]:
+                heapq.heappush(outlet.due, left)
         outlet.reading_retries = False
         self._turn.outlets[outlet] = None
         self._turn.end()

@@ -82,13 +82,10 @@ class Outlet:
             return
         chunk.low = self.position
         self.position = chunk.sequences[-1] + 1
-        self._append(chunk)
+        self.append(chunk)
 
-    def add_loaded(self, chunk: Chunk) -> None:
-        """Take messages that were read from the log or the retries."""
-        self._append(chunk)
-
-    def _append(self, chunk: Chunk) -> None:
+    def append(self, chunk: Chunk) -> None:
+        """Take messages that go out after all others, joined with their neighbours where that may be."""
         self.ready_bytes += sum(map(len, chunk.blobs))
         last = self.ready[-1] if self.ready else None
         if (
@@ -152,7 +149,7 @@ class Outlet:
                 if chunk.failures or (earlier is not None and earlier.sequences[-1] >= chunk.sequences[0]):
                     break
                 forgotten.add(chunk)
-                self.position = chunk.sequences[0]
+                self.position = chunk.low  # the gap before it is settled with it
                 self.ready_bytes -= sum(map(len, chunk.blobs))
                 self.behind = True
             self.ready = deque(chunk for chunk in self.ready if chunk not in forgotten)

@@ -24,8 +24,8 @@ class Peer:
     """
 
     __slots__ = (
-        "_lease_tags", "_leases", "_touched", "accepted", "bindings", "close_reason", "concurrency", "connected_at",
-        "group", "in_flight", "in_flight_bytes", "instance", "leaving", "local", "name", "next_tag", "outbox",
+        "_lease_tags", "_leases", "_touched", "accepted", "close_reason", "concurrency", "connected_at",
+        "group", "in_flight", "in_flight_bytes", "leaving", "local", "name", "next_tag", "outbox",
         "outbox_bytes", "uncommitted_bytes", "warm_up", "window",
     )  # fmt: skip
 
@@ -37,7 +37,6 @@ class Peer:
         self.accepted = False
         """Whether its Hello was answered by a Welcome."""
         self.group = ""
-        self.instance = b""
         self.concurrency = 1
         self.warm_up = 0
         self.window = 0

@@ -11,6 +11,7 @@ import trio
 from kiteq.binding.bindings import direct, fanout
 from kiteq.broker import Broker
 from kiteq.message import Message
+from kiteq.pipe import deliveries
 from kiteq.remoting import packets
 from kiteq.store.tables import Row, Tables
 from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, connect, numbered, running
@@ -231,3 +232,16 @@ async def test_fly_messages_that_waited_for_credit_fit_frames_too(server: Broker
         await producer.publish([Message("t", "a", bytes(300_000), fly=True) for _ in range(3)])
     await consumer.credit(1000)
     await consumer.take(15)
+
+
+async def test_retries_larger_than_one_read_of_them_all_come_again(
+    server: Broker, producer: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "RETRIES_LOADED_BYTES", 200)
+    consumer = await connect(server, "g", fanout("t"), window=20)
+    await producer.publish(numbered(20))
+    await consumer.nack(await consumer.take(20), after_ms=20)
+    again = await consumer.take(20)
+    assert sorted((one.number, one.attempt) for one in again) == [(number, 2) for number in range(20)]
+    assert await consumer.ack(again) == []
+    await producer.wait_row("g", pending=0, retrying=0)

@@ -80,6 +80,15 @@ def test_what_is_forgotten_is_read_again_and_nothing_is_twice(order: list[int], 
     assert outlet.ready_bytes == sum(len(blob) for chunk in outlet.ready for blob in chunk.blobs)
 
 
+def test_what_is_forgotten_is_read_again_with_the_gap_before_it() -> None:
+    outlet = consuming()
+    outlet.add_new(chunk_of(0, 3))
+    outlet.add_new(chunk_of(9, 2))
+    outlet.take(3)
+    outlet.forget_untouched()
+    assert outlet.position == 3, "else the gap is never settled, and stays a hole of the cursor"
+
+
 def test_nothing_is_forgotten_while_messages_are_held() -> None:
     outlet = consuming()
     outlet.add_new(chunk_of(0, 4))

@@ -87,6 +87,22 @@ def test_forgetting_a_dead_letter_takes_back_the_bytes_it_counted() -> None:
     assert members.dead_bytes == one
 
 
+def test_retries_are_read_up_to_a_size() -> None:
+    opened = OpenStore(KeptTables())
+    topic = opened.store.topic("trade")
+    members = opened.subscribe("members", topic)
+    start = topic.next_sequence
+    blobs = opened.publish(topic, 4, members)
+    submission = opened.submission()
+    for number, blob in enumerate(blobs):
+        opened.store.save_retry(members, start + number, blob, [77, 1, 99, [], 5], submission)
+    opened.commit(submission)
+    wanted = [start + 9, *range(start, start + 4)]
+    some = opened.store.read_retries(members, wanted, bytes_max=len(blobs[0]) + 1)
+    assert [blob for _, blob, _ in some] == blobs[:2]
+    assert len(opened.store.read_retries(members, wanted)) == 4
+
+
 def test_dead_letters_are_read_in_pages() -> None:
     opened = OpenStore(KeptTables())
     topic = opened.store.topic("trade")
