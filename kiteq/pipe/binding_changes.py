@@ -27,16 +27,16 @@ Done = Callable[[StoreError | Refused | None], None]
 
 def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
     """Add or update bindings of a group; `done` is called when they are durable and in force, or refused."""
+    if not _under_way(core, group, bindings) and not _that_take_over(core, group, bindings):
+        _put(core, group, bindings, {}, done)
+        return
     try:
-        core.router.merged(group, bindings)
+        core.router.merged(group, bindings)  # before much is copied for nothing
     except Refused as refused:
         done(refused)
         return
-    if _under_way(core, group, bindings) or _that_take_over(core, group, bindings):
-        assert core.deliveries.nursery is not None
-        core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, done)
-    else:
-        _put(core, group, bindings, {}, done)
+    assert core.deliveries.nursery is not None
+    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, done)
 
 
 def _under_way(core: Core, group: str, bindings: Sequence[Binding]) -> trio.Event | None:
@@ -154,7 +154,11 @@ def _undo(core: Core, taker: TakeOver) -> None:
     group, topic = subscription.group, subscription.topic.name
     if not taker.new:
         kept = tuple(one for one in subscription.bindings if one not in taker.bindings)
-        if kept != subscription.bindings and not outlet.closed:
+        if outlet.closed or kept == subscription.bindings:
+            return
+        if not kept:  # the others were removed meanwhile
+            drop(core, outlet, lambda _error: None)
+        else:
             core.router.put(group, {topic: kept}, {}, lambda _error: None)
     elif outlet.group.outlets.get(topic) is outlet:
         drop(core, outlet, lambda _error: None)
