@@ -218,6 +218,13 @@ class Receipt(NamedTuple):
     duplicate: bool
     durable: bool
 
+    def __repr__(self) -> str:
+        """Show the id as the command line does."""
+        return (
+            f"Receipt({self.message_id.hex()}, broker={self.broker!r}, groups={self.groups}, "
+            f"duplicate={self.duplicate}, durable={self.durable})"
+        )
+
 
 _heads: dict[tuple[Any, ...], bytes] = {}
 _HEADS_CACHED_MAX = 10_000

@@ -116,7 +116,7 @@ class Worker:
                     self._scope.cancel_called or self._stopping()
                 ):
                     raise
-                yield_now = self._raised(error)
+                yield_now = self._raised(error, blob, attempt)
             else:
                 yield_now = session.ack(tag)
             self.session = None
@@ -138,7 +138,7 @@ class Worker:
             logger.warning("no handler for %s/%s: its messages are nacked", topic, message_type)
         return self._failed(f"no handler for {topic}/{message_type}")
 
-    def _raised(self, error: BaseException) -> bool:
+    def _raised(self, error: BaseException, blob: bytes, attempt: int) -> bool:
         session, tag = self.session, self.tag
         assert session is not None
         if isinstance(error, RetryAfter):
@@ -146,7 +146,7 @@ class Worker:
         if isinstance(error, Reject):
             return session.nack(tag, NACK_REJECTED, None, error.reason)
         text = f"{type(error).__name__}: {error}"
-        logger.warning("a handler failed: %s", text, exc_info=error)
+        logger.warning("attempt %d at message %s failed: %s", attempt, blob[:16].hex(), text, exc_info=error)
         return session.nack(tag, NACK_FAILED, None, text)
 
     def _failed(self, text: str) -> bool:

@@ -68,7 +68,7 @@ def send(asked: Sending) -> None:
             fly=asked.fly,
         )
         message.encoded()
-        client = Client(f"kiteq://{asked.broker}", group=asked.group, topics=[asked.topic])
+        client = Client(f"kiteq://{asked.broker.removeprefix('kiteq://')}", group=asked.group, topics=[asked.topic])
     except ValueError as error:
         raise CommandFailed(str(error), STATUS_USAGE) from None
 
@@ -93,7 +93,7 @@ def _told_plainly(broker: str) -> Iterator[None]:
             raise
         # The innermost reason comes last; an error number says nothing to a person.
         reason = re.sub(r"^\[errno -?\d+\] ", "", str(alone).rpartition(": ")[2].lower())
-        raise NotConnected(f"no broker answers at {broker}: {reason}; start one: kiteq") from error
+        raise NotConnected(f"no broker answers at {broker}: {reason}; is one running there?") from error
 
 
 def _body(text: str) -> str | bytes:
@@ -142,7 +142,7 @@ def listen(asked: Listening) -> None:
     group = asked.group or f"listen-{secrets.token_hex(4)}"
     try:
         binding = _binding(asked)
-        client = Client(f"kiteq://{asked.broker}", group=group, bindings=[binding])
+        client = Client(f"kiteq://{asked.broker.removeprefix('kiteq://')}", group=group, bindings=[binding])
     except ValueError as error:
         raise CommandFailed(str(error), STATUS_USAGE) from None
     try:

@@ -44,7 +44,7 @@ class AdminSession:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self._address = address.removeprefix("kiteq://")
         self._decoder = Decoder(limits.HELLO_FRAME_BYTES_MAX)
         self._arrived: deque[Packet] = deque()
         self._request = 1
@@ -58,7 +58,9 @@ class AdminSession:
             self._socket = socket.create_connection((host, port), limits.SEND_TIMEOUT_SECONDS)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise NotConnected(f"no broker answers at {self._address}: {reason.lower()}; start one: kiteq") from error
+            raise NotConnected(
+                f"no broker answers at {self._address}: {reason.lower()}; is one running there?"
+            ) from error
         try:
             welcome = self._exchange(Hello(1, PROTOCOL, [WIRE_VERSION], os.urandom(16), GROUP, [], [], 0, 1), Welcome)
             self._decoder.frame_bytes_max = welcome.limits.get("frame_bytes", limits.HELLO_FRAME_BYTES_MAX)

@@ -95,7 +95,7 @@ def test_the_pipeline_is_printed_in_order(tmp_path: Path) -> None:
 def test_no_broker_there_is_one_sentence(tmp_path: Path, words: tuple[str, ...]) -> None:
     address = f"127.0.0.1:{free_port()}"
     sentence = refused(tmp_path, *words, "--broker", address, status=1)
-    assert sentence == f"no broker answers at {address}: connection refused; start one: kiteq"
+    assert sentence == f"no broker answers at {address}: connection refused; is one running there?"
 
 
 def test_the_environment_may_name_the_broker(tmp_path: Path) -> None:
