@@ -12,6 +12,7 @@ from benchmark.harness.results import Results, Row
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 _PANELS: Final = (
     ("rate_per_s", "messages a second"),
@@ -63,6 +64,8 @@ def _panel(axis: Any, rows: list[Row], name: str) -> None:
     axis.margins(x=0.22)
     if name in _LOG:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(lambda value, _place: _short(value))
     axis.tick_params(axis="x", labelsize=8)
     for side in ("top", "right"):
