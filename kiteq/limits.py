@@ -100,7 +100,7 @@ RECORD_BYTES_MAX: Final = 1 * MIB
 STORE_BYTES_MAX_DEFAULT: Final = 64 * GIB
 """The size of the sparse map; only what is used takes disk."""
 STORE_ALARM_SHARE: Final = 0.70
-"""Share of the store limit at which the broker warns."""
+"""Share of the store limit, or of a group's quota, at which the broker warns."""
 STORE_REFUSE_SHARE: Final = 0.80
 """Share of the store limit at which publishing is refused: acks need pages too."""
 DISK_FREE_BYTES_MIN: Final = 1 * GIB

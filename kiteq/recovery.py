@@ -144,7 +144,12 @@ def _check_quotas(core: Core) -> None:
     kept: dict[str, int] = {}
     for outlet in core.router.outlets():
         kept[outlet.group.name] = kept.get(outlet.group.name, 0) + outlet.subscription.kept_bytes
-    full = {name for name, size in kept.items() if size >= core.settings.group_quota}
+    quota = core.settings.group_quota
+    near = {name for name, size in kept.items() if size >= quota * STORE_ALARM_SHARE}
+    for name in near - core.near_quota:
+        log.warning("a group nears its quota; its topics will be refused", group=name, kept=kept[name], quota=quota)
+    core.near_quota = near
+    full = {name for name, size in kept.items() if size >= quota}
     before = core.full_topics
     core.full_topics = {
         outlet.subscription.topic.name: outlet.group.name

@@ -45,6 +45,8 @@ class Core:
     """Runs the event of a finished commit through the handlers behind `persist`."""
     full_topics: dict[str, str] = field(default_factory=dict)
     """Topics refused because a group, named here, is over its quota."""
+    near_quota: set[str] = field(default_factory=set)
+    """Groups that keep so much that it was warned about."""
     filling_up: bool = False
     """Whether the store uses more than the share of its limit that is warned about."""
     draining: bool = False
