@@ -4,15 +4,19 @@ from kiteq.binding.bindings import direct, fanout, regex
 from kiteq.errors import (
     AuthenticationError,
     ClientClosed,
+    DecisionPending,
     KiteQError,
     MessageTooLarge,
     NotConnected,
     PartlySent,
     Refused,
     SendTimeout,
+    TransactionConflict,
+    UnknownTransaction,
 )
 from kiteq.message import Message, Receipt, Received
 from kiteq_client.client import Client
+from kiteq_client.decision import Decision
 from kiteq_client.delivery import Delivery
 from kiteq_client.handlers import Handlers, Reject, RetryAfter
 from kiteq_client.statistics import Statistics
@@ -21,6 +25,8 @@ __all__ = [
     "AuthenticationError",
     "Client",
     "ClientClosed",
+    "Decision",
+    "DecisionPending",
     "Delivery",
     "Handlers",
     "KiteQError",
@@ -35,6 +41,8 @@ __all__ = [
     "RetryAfter",
     "SendTimeout",
     "Statistics",
+    "TransactionConflict",
+    "UnknownTransaction",
     "direct",
     "fanout",
     "regex",
