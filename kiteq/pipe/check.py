@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Check"]
 
-FIXED_BYTES = 36
-"""Of every message beside head, extras and body."""
-
 
 class Check:
     """Each message is accepted or refused on its own; a bad one does not harm its neighbours."""
@@ -122,13 +119,14 @@ class Check:
             raise Refused("message_too_large", f"a body of {body_size} bytes is over this broker's limit of {limit}")
         if parse_extras(extras_bytes).delay_ms:
             raise Refused("delay_not_supported", "this broker does not delay messages")
-        head = parse_head(head_bytes)
-        full = self._core.full_topics.get(head.topic)
-        if full is not None:
-            raise Refused("group_quota", f"group {full!r} keeps too much of topic {head.topic!r}", temporary=True)
         prefix = len(head_bytes).to_bytes(2, "big") + head_bytes + b"\0\0"
         router = self._core.router
-        return router.kind(prefix) or router.new_kind(prefix, head)
+        kind = router.kind(prefix) or router.new_kind(prefix, parse_head(head_bytes))
+        topic = kind.head.topic
+        full = self._core.full_topics.get(topic)
+        if full is not None:
+            raise Refused("group_quota", f"group {full!r} keeps too much of topic {topic!r}", temporary=True)
+        return kind
 
 
 def _prefix(blob: bytes) -> bytes:
