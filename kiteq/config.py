@@ -23,7 +23,8 @@ class Settings:
 
     bind: HOST:PORT to listen on, port 0 for any free one. advertise: HOST:PORT to announce instead.
     topics: topics served, empty for any name. db: URL of the store. flush: when a receipt is given.
-    Fields ending in `_limit` and `group_quota` are bytes; times are seconds.
+    `store_limit`, `message_limit` and `group_quota` are bytes; times are seconds.
+    check_limit: answers "unknown" before a transaction is parked. half_quota: open transactions of one group.
     handlers: "module:Class" of own pipeline handlers. insecure: allow other machines in without users.
     """
 
@@ -39,6 +40,12 @@ class Settings:
     ack_deadline: float = limits.ACK_DEADLINE_SECONDS
     max_hold: float = limits.HOLD_SECONDS_MAX
     drain_timeout: float = limits.DRAIN_SECONDS
+    check_after: float = limits.CHECK_AFTER_SECONDS
+    check_limit: int = limits.CHECK_LIMIT
+    checks_per_second: int = limits.CHECKS_PER_SECOND
+    check_elsewhere_after: float = limits.CHECK_ELSEWHERE_SECONDS
+    half_quota: int = limits.HALF_QUOTA
+    half_age_alarm: float = limits.HALF_AGE_ALARM_SECONDS
     handlers: tuple[str, ...] = ()
     insecure: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

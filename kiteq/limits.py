@@ -118,6 +118,32 @@ SNAPSHOT_SECONDS: Final = 5.0
 GROUP_QUOTA_BYTES_DEFAULT: Final = 16 * GIB
 """Pending, retrying and dead messages of one group before its topics are refused."""
 
+# --- transactions ------------------------------------------------------------------------------
+CHECK_AFTER_SECONDS: Final = 6.0
+"""From prepare to the first check, as in KiteQ: an honest local transaction is over by then."""
+CHECK_AFTER_SECONDS_MIN: Final = 0.1
+"""Two ticks of a client's round trip: asked earlier, it would answer "running" every time."""
+CHECK_AFTER_SECONDS_MAX: Final = 86_400.0
+"""A day: what is undecided for longer is looked at by a person."""
+CHECK_LIMIT: Final = 15
+"""Answers "unknown" before a transaction is parked: a quarter of an hour with the back-off to a minute."""
+CHECK_LIMIT_MAX: Final = 255
+"""The count fits a byte wherever it is kept."""
+CHECKS_PER_SECOND: Final = 200
+"""Checks asked over all groups: a broker that comes back with 100,000 open does not flood the producers."""
+CHECKS_PER_SECOND_MAX: Final = 100_000
+"""More than one broker and its clients can answer."""
+CHECK_ELSEWHERE_SECONDS: Final = 30.0
+"""How long the preparing client must be gone before another member of its group is asked: it may come back."""
+HALF_QUOTA: Final = 1_000_000
+"""Open transactions of one group: each costs some bytes of memory until it is decided."""
+HALF_QUOTA_MAX: Final = 100_000_000
+"""The most a broker can be configured to."""
+HALF_AGE_ALARM_SECONDS: Final = 600.0
+"""An open transaction older than this means that a producer is gone, or that nobody answers checks."""
+HALF_AGE_ALARM_SECONDS_MAX: Final = 30 * 86_400.0
+"""A month: no local transaction is meant to take that long."""
+
 # --- the client --------------------------------------------------------------------------------
 MAX_IN_FLIGHT_DEFAULT: Final = 1_000
 """Messages sent and not yet answered, per client."""

@@ -16,6 +16,9 @@ from kiteq.cli.output import print_json, table
 
 __all__ = ["app"]
 
+SIZES = frozenset({"store_limit", "message_limit", "group_quota"})
+"""Settings whose whole numbers are bytes."""
+
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
@@ -164,6 +167,6 @@ def _value_text(name: str, value: object) -> str:
         return ", ".join(value) or ("any" if name == "topics" else "-")
     if isinstance(value, float):
         return seconds_text(value)
-    if isinstance(value, int) and name != "connections":
+    if isinstance(value, int) and name in SIZES:
         return size_text(value)
     return str(value)
