@@ -16,10 +16,11 @@ import trio
 
 from kiteq.clock import SystemClock
 from kiteq.limits import DUPLICATE_WINDOW_SECONDS, FRAME_OVERHEAD_BYTES
+from kiteq.pipe.check import Check
 from kiteq.pipe.core import Core
 from kiteq.pipe.deliveries import Deliveries
 from kiteq.pipe.duplicates import DuplicateWindow
-from kiteq.pipe.events import NotStored, PacketsRead, Stored
+from kiteq.pipe.events import Batch, Checked, NotStored, PacketsRead, Stored
 from kiteq.pipe.peer import Peer
 from kiteq.pipe.persist import Persist
 from kiteq.pipe.pipeline import Pipeline, load_handlers
@@ -168,7 +169,11 @@ def _assemble(settings: Settings, clock: Clock, store: Store) -> tuple[Core, dic
     def resume(event: Stored | NotStored) -> None:
         pipeline.run(event, after=Persist)
 
+    def place(batch: Batch) -> None:
+        pipeline.run(Checked(batch), after=Check)
+
     core.resume = resume
+    core.place = place
     store.after_commit = turn.end
     return core, sessions, pipeline
 

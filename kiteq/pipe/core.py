@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kiteq.config import Settings
     from kiteq.pipe.deliveries import Deliveries
     from kiteq.pipe.duplicates import DuplicateWindow
-    from kiteq.pipe.events import NotStored, Stored
+    from kiteq.pipe.events import Batch, NotStored, Stored
     from kiteq.pipe.peer import Peer
     from kiteq.pipe.router import Router
     from kiteq.pipe.turn import Turn
@@ -43,6 +43,8 @@ class Core:
     refusing: tuple[str, str] | None = None
     resume: Callable[[Stored | NotStored], None] = lambda _event: None
     """Runs the event of a finished commit through the handlers behind `persist`."""
+    place: Callable[[Batch], None] = lambda _batch: None
+    """Runs messages that become deliverable now through the handlers behind `check`."""
     full_topics: dict[str, str] = field(default_factory=dict)
     """Topics refused because a group, named here, is over its quota."""
     near_quota: set[str] = field(default_factory=set)

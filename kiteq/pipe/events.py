@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kiteq.message import FLAG_FLY
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from kiteq.pipe.outlet import Outlet
     from kiteq.pipe.peer import Peer
     from kiteq.store.state import TopicLog
+    from kiteq.store.tables import Row
 
 __all__ = [
     "Accepted",
@@ -110,11 +112,18 @@ class Frame:
 
 @dataclass(slots=True)
 class Batch:
-    """The publish frames of one read."""
+    """Messages that are accepted together: the publish frames of one read, or what became deliverable otherwise.
 
-    peer: Peer
+    peer: who sent it; None for messages that were stored before, as half or delayed ones.
+    rows: changes of the store that belong in the same transaction. done: called when that is durable, or was
+    refused, in place of receipts.
+    """
+
+    peer: Peer | None
     frames: list[Frame]
     size: int
+    rows: list[Row] = field(default_factory=list)
+    done: Callable[[StoreError | None], None] | None = None
 
 
 @dataclass(slots=True)

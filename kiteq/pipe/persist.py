@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kiteq.errors import StoreFull
-from kiteq.pipe.events import Accepted, Batch, NotStored, Placed, Routed, Stored
+from kiteq.pipe.events import Accepted, Frame, NotStored, Placed, Routed, Stored
 from kiteq.store.tables import Table
 from kiteq.store.writer import Append, Recent, Submission
 
@@ -30,15 +30,17 @@ class Persist:
         batch = event.batch
         stored = [placed for placed in event.placed if not placed.fly]
         repeated = any(frame.repeated for frame in batch.frames)
-        if not stored and not repeated:
+        if not stored and not repeated and not batch.rows:
             return (Stored(batch, event.placed, event.accepted_ms, durable=False),)
         submission = Submission(lambda error: self._finished(event, error))
         for placed in stored:
             self._append(placed, event.accepted_ms, submission)
-        self._note_ids(batch, submission)
-        batch.peer.uncommitted_bytes += batch.size
+        submission.rows += batch.rows
+        if batch.peer is not None:
+            self._note_ids(batch.peer.group, batch.frames, submission)
+            batch.peer.uncommitted_bytes += batch.size
         self._core.store.writer.submit(submission)
-        if self._core.settings.flush == "async":
+        if self._core.settings.flush == "async" and batch.done is None:
             return (Accepted(batch),)
         return ()
 
@@ -64,17 +66,18 @@ class Persist:
                 outlet.subscription.pending += count
                 outlet.subscription.pending_bytes += size
 
-    def _note_ids(self, batch: Batch, submission: Submission) -> None:
-        ids = b"".join([message_id for frame in batch.frames for message_id in frame.ids])
+    def _note_ids(self, group: str, frames: list[Frame], submission: Submission) -> None:
+        ids = b"".join([message_id for frame in frames for message_id in frame.ids])
         if ids:
-            crcs = b"".join([crc for frame in batch.frames for crc in frame.crcs])
-            submission.recent.append(Recent(batch.peer.group, ids, crcs))
+            crcs = b"".join([crc for frame in frames for crc in frame.crcs])
+            submission.recent.append(Recent(group, ids, crcs))
         submission.recent_floor = self._core.duplicates.floor_commit
 
     def _finished(self, event: Routed, error: StoreError | None) -> None:
         batch = event.batch
-        batch.peer.uncommitted_bytes -= batch.size
-        self._core.turn.touch_peer(batch.peer)  # its reader may wait for this
+        if batch.peer is not None:
+            batch.peer.uncommitted_bytes -= batch.size
+            self._core.turn.touch_peer(batch.peer)  # its reader may wait for this
         if error is None:
             self._core.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
             return
@@ -83,8 +86,9 @@ class Persist:
 
     def _take_back(self, event: Routed) -> None:
         """Forget what was not stored after all."""
-        for frame in event.batch.frames:
-            self._core.duplicates.forget(event.batch.peer.group, frame.ids)
+        if event.batch.peer is not None:
+            for frame in event.batch.frames:
+                self._core.duplicates.forget(event.batch.peer.group, frame.ids)
         for placed in event.placed:
             if not placed.outlets and not placed.fly:
                 self._core.unrouted_bytes -= sum(map(len, placed.blobs))

@@ -10,27 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from kiteq.errors import RemoteProtocolError
-from kiteq.remoting.shapes import (
-    is_arguments,
-    is_bindings,
-    is_blobs,
-    is_bool,
-    is_exceptions,
-    is_instance,
-    is_int_or_ints,
-    is_ints,
-    is_limits,
-    is_nacks,
-    is_plain,
-    is_ranges,
-    is_rising_ranges,
-    is_tag,
-    is_text,
-    is_texts,
-    is_u32,
-    is_window,
-    shown,
-)
+from kiteq.remoting import shapes
 
 __all__ = [
     "PROTOCOL",
@@ -38,8 +18,12 @@ __all__ = [
     "Ack",
     "Admin",
     "AdminReply",
+    "Ask",
     "Credit",
+    "Decide",
+    "Decided",
     "Deliver",
+    "Enlist",
     "Extend",
     "Goodbye",
     "Hello",
@@ -47,6 +31,8 @@ __all__ = [
     "Packet",
     "Ping",
     "Pong",
+    "Prepare",
+    "Prepared",
     "Publish",
     "Receipts",
     "Refusal",
@@ -66,6 +52,12 @@ NACK_REJECTED: Final = 1
 NACK_UNSTARTED: Final = 2
 
 RECEIPT_DUPLICATE: Final = "duplicate"
+RECEIPT_DELAYED: Final = "delayed"
+
+DECISION_ROLLBACK: Final = 0
+DECISION_COMMIT: Final = 1
+DECISION_UNKNOWN: Final = 2
+DECISION_RUNNING: Final = 3
 
 
 class Hello(NamedTuple):
@@ -145,7 +137,8 @@ class Receipts(NamedTuple):
 
     groups: how many groups each message was routed to: one int for all, or a list in order.
     durable: on disk before this answer. exceptions: `[index, code, reason, temporary]` for each
-    message that was refused (code "duplicate": it was there already, which is a success).
+    message that was refused. Two codes are no refusals: "duplicate", it was there already, and "delayed",
+    it is stored and routed when it is due.
     """
 
     request: int
@@ -226,6 +219,73 @@ class Extend(NamedTuple):
     ranges: list[int]
 
 
+class Prepare(NamedTuple):
+    """Client to broker: messages to be stored and delivered to nobody until decided; answered by `Prepared`.
+
+    sizes: how many messages each transaction has, one int for all, or a list in order. A transaction's id
+    is the id of its first message. check_after_ms: until the broker first asks about them; 0: its default.
+    """
+
+    request: int
+    messages: list[bytes]
+    sizes: int | list[int]
+    check_after_ms: int
+
+
+class Prepared(NamedTuple):
+    """Broker to client: transactions are durable and undecided.
+
+    handles: of the first one, when they rise by one, or a list in order (0 for one that was refused).
+    exceptions: as in `Receipts`, but the index counts transactions.
+    """
+
+    request: int
+    handles: int | list[int]
+    exceptions: list[list[Any]]
+
+
+class Enlist(NamedTuple):
+    """Client to broker: more messages of an undecided transaction; answered by `Prepared`.
+
+    token: 16 bytes transaction id, and 8 bytes handle if known.
+    """
+
+    request: int
+    token: bytes
+    messages: list[bytes]
+
+
+class Decide(NamedTuple):
+    """Client to broker: what becomes of transactions; answered by `Decided`.
+
+    decision: one of DECISION_...; unknown and running are answers to `Ask`. tokens: as in `Enlist`.
+    """
+
+    request: int
+    decision: int
+    tokens: list[bytes]
+
+
+class Decided(NamedTuple):
+    """Broker to client: a `Decide` is durable, but for `exceptions`, which are as in `Receipts`."""
+
+    request: int
+    exceptions: list[list[Any]]
+
+
+class Ask(NamedTuple):
+    """Broker to client: what became of these transactions? Answered by `Decide`, in any grouping.
+
+    attempts: how often it was asked about each, one int for all, or a list in order. messages: the
+    first one of each transaction.
+    """
+
+    request: int
+    attempts: int | list[int]
+    tokens: list[bytes]
+    messages: list[bytes]
+
+
 class Admin(NamedTuple):
     """Client to broker: an administrative request; answered by `AdminReply`."""
 
@@ -259,6 +319,12 @@ Packet = (
     | Nack
     | Settled
     | Extend
+    | Prepare
+    | Prepared
+    | Enlist
+    | Decide
+    | Decided
+    | Ask
     | Admin
     | AdminReply
 )
@@ -267,27 +333,44 @@ Packet = (
 Check = Callable[[object], bool]
 
 SHAPES: Final[dict[int, tuple[type[Any], tuple[Check, ...]]]] = {
-    1: (Hello, (is_text, is_ints, is_instance, is_text, is_texts, is_bindings, is_u32, is_u32)),
-    2: (Welcome, (is_u32, is_text, is_limits, is_bool)),
-    3: (Refusal, (is_text, is_text, is_bool)),
+    1: (
+        Hello,
+        (
+            shapes.is_text,
+            shapes.is_ints,
+            shapes.is_instance,
+            shapes.is_text,
+            shapes.is_texts,
+            shapes.is_bindings,
+            shapes.is_u32,
+            shapes.is_u32,
+        ),
+    ),
+    2: (Welcome, (shapes.is_u32, shapes.is_text, shapes.is_limits, shapes.is_bool)),
+    3: (Refusal, (shapes.is_text, shapes.is_text, shapes.is_bool)),
     4: (Ping, ()),
     5: (Pong, ()),
-    6: (Goodbye, (is_text,)),
+    6: (Goodbye, (shapes.is_text,)),
     # 7 to 9 are reserved for authentication
-    16: (Publish, (is_blobs,)),
-    17: (Receipts, (is_int_or_ints, is_bool, is_exceptions)),
-    18: (Subscribe, (is_bindings,)),
+    16: (Publish, (shapes.is_blobs,)),
+    17: (Receipts, (shapes.is_int_or_ints, shapes.is_bool, shapes.is_exceptions)),
+    18: (Subscribe, (shapes.is_bindings,)),
     19: (Subscribed, ()),
-    20: (Unsubscribe, (is_text, is_u32, is_text)),
-    24: (Credit, (is_window,)),
-    25: (Deliver, (is_tag, is_int_or_ints, is_blobs)),
-    26: (Ack, (is_ranges,)),
-    27: (Nack, (is_nacks,)),
-    28: (Settled, (is_ranges,)),
-    29: (Extend, (is_rising_ranges,)),
-    # 32 to 47 are reserved for transactions
-    48: (Admin, (is_text, is_arguments)),
-    49: (AdminReply, (is_plain,)),
+    20: (Unsubscribe, (shapes.is_text, shapes.is_u32, shapes.is_text)),
+    24: (Credit, (shapes.is_window,)),
+    25: (Deliver, (shapes.is_tag, shapes.is_int_or_ints, shapes.is_blobs)),
+    26: (Ack, (shapes.is_ranges,)),
+    27: (Nack, (shapes.is_nacks,)),
+    28: (Settled, (shapes.is_ranges,)),
+    29: (Extend, (shapes.is_rising_ranges,)),
+    32: (Prepare, (shapes.is_blobs, shapes.is_int_or_ints, shapes.is_u32)),
+    33: (Prepared, (shapes.is_handle_or_handles, shapes.is_exceptions)),
+    34: (Enlist, (shapes.is_token, shapes.is_blobs)),
+    35: (Decide, (shapes.is_answer, shapes.is_tokens)),
+    36: (Decided, (shapes.is_exceptions,)),
+    37: (Ask, (shapes.is_int_or_ints, shapes.is_tokens, shapes.is_blobs)),
+    48: (Admin, (shapes.is_text, shapes.is_arguments)),
+    49: (AdminReply, (shapes.is_plain,)),
 }
 TYPE_NUMBERS: Final[dict[type[Any], int]] = {shape[0]: number for number, shape in SHAPES.items()}
 
@@ -298,9 +381,9 @@ def parse_packet(fields: object) -> Packet:
         raise RemoteProtocolError("a frame is not a list of at least a type and a request id")
     number, request = fields[0], fields[1]
     if type(number) is not int or (shape := SHAPES.get(number)) is None:
-        raise RemoteProtocolError(f"unknown packet type {shown(number)}")
-    if not is_u32(request):
-        raise RemoteProtocolError(f"the request id {shown(request)} is not a 32-bit number")
+        raise RemoteProtocolError(f"unknown packet type {shapes.shown(number)}")
+    if not shapes.is_u32(request):
+        raise RemoteProtocolError(f"the request id {shapes.shown(request)} is not a 32-bit number")
     packet, checks = shape
     wanted = len(checks)
     values = fields[2 : 2 + wanted]
@@ -308,5 +391,5 @@ def parse_packet(fields: object) -> Packet:
         raise RemoteProtocolError(f"{packet.__name__} has {len(values)} fields, not {wanted}")
     for name, check, value in zip(packet._fields[1:], checks, values, strict=True):
         if not check(value):
-            raise RemoteProtocolError(f"{packet.__name__}.{name} is not valid: {shown(value)}")
+            raise RemoteProtocolError(f"{packet.__name__}.{name} is not valid: {shapes.shown(value)}")
     return packet(request, *values)  # type: ignore[no-any-return]

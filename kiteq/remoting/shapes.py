@@ -7,11 +7,13 @@ from typing import Any, Final
 from kiteq.limits import ERROR_LENGTH_MAX, FRAME_ITEMS_MAX, PREFETCH_MAX
 
 __all__ = [
+    "is_answer",
     "is_arguments",
     "is_bindings",
     "is_blobs",
     "is_bool",
     "is_exceptions",
+    "is_handle_or_handles",
     "is_instance",
     "is_int_or_ints",
     "is_ints",
@@ -23,6 +25,8 @@ __all__ = [
     "is_tag",
     "is_text",
     "is_texts",
+    "is_token",
+    "is_tokens",
     "is_u32",
     "is_window",
     "shown",
@@ -170,6 +174,26 @@ def is_window(value: object) -> bool:
 def is_tag(value: object) -> bool:
     """Return whether a value is a delivery tag."""
     return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_handle_or_handles(value: object) -> bool:
+    """Return whether a value is one transaction handle or a list of them."""
+    return is_tag(value) or is_ints(value)
+
+
+def is_answer(value: object) -> bool:
+    """Return whether a value is a decision, or an answer that decides nothing."""
+    return type(value) is int and 0 <= value <= 3
+
+
+def is_token(value: object) -> bool:
+    """Return whether a value names a transaction: its id, and its handle if known."""
+    return type(value) is bytes and len(value) in (16, 24)
+
+
+def is_tokens(value: object) -> bool:
+    """Return whether a value is a list of at least one such name."""
+    return is_blobs(value) and set(map(len, value)) <= {16, 24}  # type: ignore[call-overload]
 
 
 def shown(value: object) -> str:

@@ -38,6 +38,16 @@ class Table(IntEnum):
     """(subscription, time, id, count) -> message nobody will be given again, and why."""
     QUARANTINE = 8
     """(topic, first sequence) -> bytes whose checksum does not match."""
+    HALF = 9
+    """first handle -> transactions that one read brought, undecided when written."""
+    DECISIONS = 10
+    """counter -> transactions that were decided together: how, when and by whom."""
+    CHECKS = 11
+    """handle -> how often a transaction was asked about, when next, and the answers."""
+    AUDIT = 12
+    """(time, counter) -> a decision by hand: whose, and why."""
+    DELAYED = 13
+    """(due, counter) -> messages that become deliverable then."""
 
 
 Row = tuple[Table, bytes, bytes | None]
