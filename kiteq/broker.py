@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import socket
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from kiteq.remoting.packets import Packet
     from kiteq.store.store import Store
 
-__all__ = ["Broker", "serve"]
+__all__ = ["Broker", "listen", "serve"]
 
 BACKLOG_CONNECTIONS = 512
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -77,15 +78,20 @@ class Broker:
 
 
 async def serve(
-    settings: Settings, *, clock: Clock | None = None, task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    beside: Callable[[Core], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a broker until it is drained or cancelled.
 
+    beside: runs with it, as long as it runs, for instance the HTTP port.
     Reports a `Broker` once it listens. Raises `ConfigError`, `StoreUnusable`, `StoreFailed`, or
     `OSError` when the address cannot be bound.
     """
     clock = clock or SystemClock()
-    listener = _listen(settings.bind)
+    listener = listen(settings.bind)
     with listener:
         store = open_store(settings.db, bytes_max=settings.store_limit)
         async with store.running():
@@ -101,6 +107,8 @@ async def serve(
                         listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
                         address = _address(listener)
                         log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)
+                        if beside is not None:
+                            nursery.start_soon(beside, core)
                         task_status.started(Broker(address, core, sessions, listening, serving))
             except BaseExceptionGroup as group:
                 if store.failure is not None:
@@ -116,7 +124,8 @@ def _address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _listen(bind: str) -> socket.socket:
+def listen(bind: str) -> socket.socket:
+    """Return a listening socket of HOST:PORT. Raises `OSError` saying which address and why."""
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
