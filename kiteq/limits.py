@@ -25,6 +25,8 @@ PROPERTIES_MAX: Final = 128
 """Properties of one message."""
 TTL_MS_MAX: Final = 7 * 24 * 3_600_000
 """Seven days, also the default, as in KiteQ: what nobody took in a week is looked at by a person."""
+DELAY_MS_MAX: Final = 366 * 24 * 3_600_000
+"""A year, also a leap year: a yearly reminder is possible, and a time in the wrong unit is noticed."""
 DELIVER_LIMIT_MAX: Final = 100
 """Attempts for one group, also the default, as in KiteQ."""
 

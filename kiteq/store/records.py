@@ -28,7 +28,6 @@ from zlib import crc32
 
 from kiteq.errors import KiteQError
 from kiteq.message import CRC_RESIDUE
-from kiteq.store.tables import SEQUENCE_KEY
 
 __all__ = ["DamagedRecord", "Head", "Record", "Run", "build", "join_runs", "parse_head", "read", "sequences"]
 
@@ -120,8 +119,8 @@ def parse_head(key: bytes, value: bytes) -> Head:
 
 
 def sequences(key: bytes, value: bytes, head: Head) -> Sequence[int]:
-    """Return the sequence of each message of a record whose head was checked."""
-    first = SEQUENCE_KEY.unpack(key)[1]
+    """Return the sequence of each message of a record whose head was checked; its key ends with the first."""
+    first = int.from_bytes(key[-8:], "big")
     if not head.sparse:
         return range(first, first + head.messages)
     relative = struct.unpack_from(f">{head.messages}I", value, head.runs_end + 8 * head.messages)

@@ -64,12 +64,13 @@ class DeadLetter(NamedTuple):
 class Store:
     """A store that was opened; `running` starts its writer.
 
+    tables: where it is kept, for modules that have a table of their own; only the writer changes them.
     durable: whether what is committed survives the process.
     forgets: what is delivered counts as settled (`mock://`).
     """
 
     def __init__(self, tables: Tables, *, durable: bool = True, forgets: bool = False) -> None:
-        self._tables = tables
+        self.tables = tables
         self.durable = durable
         self.forgets = forgets
         self._recovered = recovered = recover(tables)
@@ -115,7 +116,7 @@ class Store:
                 self.writer.stop()
                 await trio.to_thread.run_sync(thread.join)
                 await trio.lowlevel.checkpoint()  # lets the last commits' callbacks run
-                self._tables.close()
+                self.tables.close()
 
     def _committed(
         self, commit: int, submissions: list[Submission], new_records: list[NewRecord], error: StoreError | None
@@ -293,7 +294,7 @@ class Store:
         topic, number = subscription.topic, subscription.number
         loaded: list[Loaded] = []
         key_end = SEQUENCE_KEY.pack(topic.number, below)
-        rows = self._tables.scan(Table.LOG, SEQUENCE_KEY.pack(topic.number, start), key_end, bytes_max=bytes_max)
+        rows = self.tables.scan(Table.LOG, SEQUENCE_KEY.pack(topic.number, start), key_end, bytes_max=bytes_max)
         reached = start
         for key, value in rows:
             reached = SEQUENCE_KEY.unpack(key)[1]
@@ -318,7 +319,7 @@ class Store:
 
     def read_raw(self, topic: TopicLog, first: int) -> bytes | None:
         """Return the record that starts at `first`."""
-        return self._tables.get(Table.LOG, SEQUENCE_KEY.pack(topic.number, first))
+        return self.tables.get(Table.LOG, SEQUENCE_KEY.pack(topic.number, first))
 
     def read_retries(
         self,
@@ -336,11 +337,11 @@ class Store:
         size = 0
         for sequence in sequences:
             key = SEQUENCE_KEY.pack(subscription.number, sequence)
-            row = self._tables.get(Table.DUE, key)
+            row = self.tables.get(Table.DUE, key)
             due = None if row is None else msgpack.unpackb(row)
             if due is None or (expired_ms is not None and due[2] > expired_ms):
                 continue
-            blob = self._tables.get(Table.RETRY, key)
+            blob = self.tables.get(Table.RETRY, key)
             if blob is not None:
                 found.append((sequence, blob, due))
                 size += len(blob)
@@ -363,13 +364,13 @@ class Store:
 
     def _page(self, table: Table, subscription: Subscription, after: bytes) -> list[tuple[bytes, bytes]]:
         start = after + b"\0" if after else PREFIX.pack(subscription.number)
-        return self._tables.scan(table, start, PREFIX.pack(subscription.number + 1), bytes_max=PAGE_BYTES)
+        return self.tables.scan(table, start, PREFIX.pack(subscription.number + 1), bytes_max=PAGE_BYTES)
 
     def read_unrouted(self, topic: TopicLog, start: int, bytes_max: int) -> list[tuple[bytes, records.Record | None]]:
         """Return (key, record) of what no group was bound to, from a sequence on; None for a damaged one."""
         found: list[tuple[bytes, records.Record | None]] = []
         end = PREFIX.pack(topic.number + 1)
-        for key, value in self._tables.scan(
+        for key, value in self.tables.scan(
             Table.UNROUTED, SEQUENCE_KEY.pack(topic.number, start), end, bytes_max=bytes_max
         ):
             try:
@@ -385,7 +386,7 @@ class Store:
         """
         sizes: list[tuple[bytes, int, int]] = []
         begin, end = SEQUENCE_KEY.pack(topic.number, start), PREFIX.pack(topic.number + 1)
-        for key, value in self._tables.scan(Table.UNROUTED, begin, end, bytes_max=bytes_max):
+        for key, value in self.tables.scan(Table.UNROUTED, begin, end, bytes_max=bytes_max):
             try:
                 head = records.parse_head(key, value)
                 sizes.append((key, len(value) - head.size, head.accepted_ms))
@@ -395,4 +396,4 @@ class Store:
 
     def usage(self) -> Usage:
         """Return how full the store is."""
-        return self._tables.usage()
+        return self.tables.usage()

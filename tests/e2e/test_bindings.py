@@ -18,7 +18,7 @@ from tests.e2e.wire import PATIENCE_SECONDS, RawClient, Refused, connect, number
 
 
 def log_rows(broker: Broker) -> int:
-    return len(broker.core.store._tables.scan(Table.LOG, b"", b"\xff" * 16))
+    return len(broker.core.store.tables.scan(Table.LOG, b"", b"\xff" * 16))
 
 
 async def test_overlapping_bindings_of_a_group_give_one_delivery(server: Broker, producer: RawClient) -> None:

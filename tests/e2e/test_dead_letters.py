@@ -207,7 +207,7 @@ async def test_dead_letters_of_several_pages_are_all_listed_shown_replayed_and_p
     await consumer.reject(await consumer.take(10), "no")
     await producer.wait_row("g", dead=10)
     await producer.admin("group.drop", group="g")
-    kept = server.core.store._tables
+    kept = server.core.store.tables
     with trio.fail_after(PATIENCE_SECONDS):
         while kept.scan(Table.DEAD, b"", b"\xff" * 32):  # noqa: ASYNC110 nothing tells of it
             await trio.sleep(0.01)

@@ -23,7 +23,7 @@ def hurried() -> MockClock:
 
 
 def log_bytes(broker: Broker) -> list[int]:
-    return [len(value) for _, value in broker.core.store._tables.scan(Table.LOG, b"", b"\xff" * 16)]
+    return [len(value) for _, value in broker.core.store.tables.scan(Table.LOG, b"", b"\xff" * 16)]
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ async def test_what_a_producer_was_refused_is_not_taken_over(monkeypatch: pytest
     async with running("memory://") as broker:
         producer = await connect(broker, "p")
         await producer.publish(numbered(1))
-        tables = broker.core.store._tables
+        tables = broker.core.store.tables
         apply = tables.apply
 
         def refuse_unrouted(rows: list[Row]) -> None:

@@ -57,7 +57,7 @@ async def test_a_read_goes_beyond_its_position_however_large_the_record_before_i
             submission.messages = 1
             store.writer._write([submission])
         if damaged:
-            store._tables.apply([(Table.LOG, SEQUENCE_KEY.pack(topic.number, 0), b"?" * 1_000)])
+            store.tables.apply([(Table.LOG, SEQUENCE_KEY.pack(topic.number, 0), b"?" * 1_000)])
         loaded = store.read_log(subscription, 0, 6, 100, 1)
         assert [sequence for one in loaded for sequence in one.sequences if sequence] == [5]
         assert loaded[-1].sequences == range(6, 6)
