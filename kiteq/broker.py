@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kiteq.remoting.packets import Packet
     from kiteq.store.store import Store
 
-__all__ = ["Broker", "listen", "serve"]
+__all__ = ["Broker", "address_of", "listen", "serve"]
 
 BACKLOG_CONNECTIONS = 512
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -105,7 +105,7 @@ async def serve(
                         nursery.start_soon(_fail_with_store, store)
                         nursery.start_soon(run_timers, core)
                         listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
-                        address = _address(listener)
+                        address = address_of(listener)
                         log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)
                         if beside is not None:
                             nursery.start_soon(beside, core)
@@ -119,7 +119,8 @@ async def serve(
                 core.turn.submit()  # before the snapshot that ends the store
 
 
-def _address(listener: socket.socket) -> str:
+def address_of(listener: socket.socket) -> str:
+    """Return HOST:PORT of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -22,6 +22,7 @@ class Settings:
     """What a broker runs with; `load` makes checked ones.
 
     bind: HOST:PORT to listen on, port 0 for any free one. advertise: HOST:PORT to announce instead.
+    pport: PORT (at the host of `bind`) or HOST:PORT of the HTTP port, None for none.
     topics: topics served, empty for any name. db: URL of the store. flush: when a receipt is given.
     `store_limit`, `message_limit` and `group_quota` are bytes; times are seconds.
     check_limit: answers "unknown" before a transaction is parked. half_quota: open transactions of one group.
@@ -30,6 +31,7 @@ class Settings:
 
     bind: str = "127.0.0.1:13800"
     advertise: str | None = None
+    pport: str | None = None
     topics: tuple[str, ...] = ()
     db: str = "lmdb://./kiteq-data"
     flush: Literal["sync", "async"] = "sync"
@@ -51,6 +53,13 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 
+    @property
+    def http_address(self) -> str | None:
+        """HOST:PORT of the HTTP port, None when there is none."""
+        if self.pport is None or ":" in self.pport:
+            return self.pport
+        return f"{self.bind.rpartition(':')[0]}:{self.pport}"
+
 
 class Resolved(NamedTuple):
     """Checked settings, and where each value came from.
@@ -70,7 +79,6 @@ class NotBuilt(ConfigError):
 NOT_BUILT: Final[Mapping[str, str]] = {
     "users": "users and their rights",
     "zkhost": "several brokers through ZooKeeper",
-    "pport": "the HTTP port",
     "workers": "worker processes",
 }
 """Names that are kept for later, with the feature they stand for."""
@@ -156,6 +164,16 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             f"{told('bind', settings.bind)}, which other machines can reach, and without --users every client "
             "there would be an administrator; --users is not built yet, so bind 127.0.0.1, or accept it with --insecure"
         )
+    address = settings.http_address
+    if address is None:
+        return
+    if not settings.insecure and not is_loopback(split_address(address)[0]):
+        raise ConfigError(
+            f"{told('pport', address)}, which other machines can reach, and without --users everybody there could "
+            "read it; --users is not built yet, so take 127.0.0.1, or accept it with --insecure"
+        )
+    if address == settings.bind and split_address(address)[1]:
+        raise ConfigError(f"{told('pport', address)}, which is bind already ({sources['bind']}); take another port")
 
 
 def _nearest(name: str) -> str:

@@ -200,6 +200,16 @@ def _bind(given: Given) -> str:
     return text
 
 
+def _pport(given: Given) -> str:
+    allowed = "PORT or HOST:PORT with a port from 0 to 65535, like 13801"
+    value = str(given.value) if type(given.value) is int else _text(given.value, allowed)
+    if ":" in value:
+        return _bind(given)
+    if not value.isascii() or not value.isdigit() or len(value) > 5 or int(value) > 65_535:
+        raise WrongValue(allowed)
+    return str(int(value))
+
+
 def _advertise(given: Given) -> str:
     text = _bind(given)
     host, port = split_address(text)
@@ -232,6 +242,7 @@ def _db(given: Given) -> str:
 READERS: Final[Mapping[str, Reader]] = {
     "bind": _bind,
     "advertise": _advertise,
+    "pport": _pport,
     "topics": _topics,
     "db": _db,
     "flush": _choice("sync", "async"),

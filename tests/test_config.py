@@ -126,6 +126,12 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, toml: Path) 
         ("bind", "::1:1", "HOST:PORT; an IPv6 address is written [::1]:13800"),
         ("bind", "[x]:1", "HOST:PORT; an IPv6 address is written [::1]:13800"),
         ("bind", "a b:1", "HOST:PORT, where HOST is a name or an address"),
+        ("pport", "http", "PORT or HOST:PORT with a port from 0 to 65535, like 13801"),
+        ("pport", "65536", "PORT or HOST:PORT with a port from 0 to 65535, like 13801"),
+        ("pport", "::1:1", "HOST:PORT; an IPv6 address is written [::1]:13800"),
+        ("check_after", "50ms", "a time from 0.1s to 86400s, like 60s"),
+        ("check_limit", "256", "a whole number from 1 to 255"),
+        ("half_quota", "0", "a whole number from 1 to 100000000"),
         ("advertise", "0.0.0.0:1", "the HOST:PORT at which clients reach this broker, not a wildcard"),
     ],
 )
@@ -178,7 +184,7 @@ def test_a_good_store_url_is_kept(url: str) -> None:
     assert load({"db": url}, {}).settings.db == url
 
 
-@pytest.mark.parametrize("name", ["users", "zkhost", "pport", "workers"])
+@pytest.mark.parametrize("name", ["users", "zkhost", "workers"])
 def test_what_is_not_built_yet_says_so(name: str) -> None:
     with pytest.raises(NotBuilt, match="not built yet"):
         load({name: "1"}, {})
@@ -198,6 +204,28 @@ def test_other_machines_are_let_in_only_when_asked_for(bind: str) -> None:
 @pytest.mark.parametrize("bind", ["127.0.0.1:1", "127.1.2.3:0", "localhost:1", "[::1]:1"])
 def test_loopback_needs_no_leave(bind: str) -> None:
     assert load({"bind": bind}, {}).settings.bind == bind
+
+
+def test_the_http_port_is_at_the_host_of_bind_unless_it_names_another(toml: Path) -> None:
+    toml.write_text("pport = 13801\n")
+    assert load({}, {}).settings.http_address is None
+    assert load({}, {}, toml).settings.http_address == "127.0.0.1:13801"
+    assert load({"bind": "[::1]:1"}, {"KITEQ_PPORT": "13801"}).settings.http_address == "[::1]:13801"
+    assert load({"pport": "127.0.0.2:0"}, {}).settings.http_address == "127.0.0.2:0"
+
+
+def test_the_http_port_is_for_other_machines_only_when_asked_for() -> None:
+    sentence = refusal({"pport": "0.0.0.0:13801"})
+    assert sentence.startswith("pport is 0.0.0.0:13801 (--pport), which other machines can reach")
+    assert "--insecure" in sentence
+    assert load({"pport": "0.0.0.0:13801", "insecure": True}, {}).settings.http_address == "0.0.0.0:13801"
+
+
+def test_the_http_port_is_not_the_port_of_the_broker() -> None:
+    assert refusal({"pport": "13800"}) == (
+        "pport is 127.0.0.1:13800 (--pport), which is bind already (default); take another port"
+    )
+    assert load({"bind": "127.0.0.1:0", "pport": "0"}, {}).settings.http_address == "127.0.0.1:0"
 
 
 def test_limits_that_contradict_each_other_are_both_named() -> None:

@@ -21,6 +21,7 @@ _HELP: Final = {
     "config": ("FILE", "TOML file with settings."),
     "bind": ("HOST:PORT", "Where to listen. [default: 127.0.0.1:13800]"),
     "advertise": ("HOST:PORT", "What to announce instead."),
+    "pport": ("PORT", "Port of HTTP with /stat, /binds, /healthz and /metrics. [default: none]"),
     "topics": ("A,B,...", "Topics to serve. [default: every name]"),
     "db": ("URL", "Store: lmdb:///path, lmdb://./path, memory://, mock://. [default: lmdb://./kiteq-data]"),
     "flush": ("sync|async", "Receipts after or before the message is on disk. [default: sync]"),

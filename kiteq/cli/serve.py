@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ import structlog
 import trio
 
 from kiteq import __version__, limits, logs
-from kiteq.broker import Broker, serve
+from kiteq.broker import Broker, address_of, listen, serve
 from kiteq.config import Resolved, Settings
 from kiteq.values import is_loopback, size_text, split_address
 
@@ -39,14 +41,26 @@ class _Run:
     broker: Broker | None = None
 
     async def until_stopped(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        http = self.settings.http_address
+        with (
+            nullcontext() if http is None else listen(http) as listener,
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        ):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals, nursery)
-                self.broker = await nursery.start(self._serve, nursery)
-                _say(introduction(self.settings, self.broker.address))
+                self.broker = await nursery.start(self._serve, nursery, listener)
+                http = None if listener is None else address_of(listener)
+                _say(introduction(self.settings, self.broker.address, http))
 
-    async def _serve(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[Broker]) -> None:
-        await serve(self.settings, task_status=task_status)
+    async def _serve(
+        self, nursery: trio.Nursery, listener: socket.socket | None, *, task_status: trio.TaskStatus[Broker]
+    ) -> None:
+        beside = None
+        if listener is not None:
+            from kiteq.admin.server import serve_http
+
+            beside = partial(serve_http, listener=listener)
+        await serve(self.settings, beside=beside, task_status=task_status)
         nursery.cancel_scope.cancel()
 
     async def _obey(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
@@ -68,8 +82,8 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def introduction(settings: Settings, address: str) -> str:
-    """Return in plain words what this broker uses, and how to try it."""
+def introduction(settings: Settings, address: str, http: str | None = None) -> str:
+    """Return in plain words what this broker uses, and how to try it; http: HOST:PORT of the HTTP port."""
     parts = urlsplit(settings.db)
     if parts.scheme in IN_MEMORY:
         store = f"{settings.db}, in memory only: everything is gone when it stops"
@@ -95,6 +109,8 @@ def introduction(settings: Settings, address: str) -> str:
     }
     if settings.advertise is not None:
         lines["advertise"] = settings.advertise
+    if http is not None:
+        lines["http"] = f"http://{http} has /stat, /binds, /healthz and /metrics"
     if settings.handlers:
         lines["handlers"] = ", ".join(settings.handlers)
     described = "\n".join(f"  {name:<10}{text}" for name, text in lines.items())

@@ -13,6 +13,7 @@ from kiteq.errors import Refused
 from kiteq.message import BadMessage, parse_extras, split
 from kiteq.pipe.binding_changes import drop, unbind
 from kiteq.pipe.events import AdminAsked
+from kiteq.pipe.reports import outlet_row, outlet_rows, stat
 from kiteq.pipe.settlement import head_of
 from kiteq.remoting.packets import AdminReply, Refusal
 from kiteq.store.store import DeadLetter
@@ -97,23 +98,8 @@ class Administer:
 
     # --- groups -------------------------------------------------------------------------------
 
-    def _stat(self, _arguments: Arguments) -> dict[str, Any]:
-        core = self._core
-        usage = core.store.usage()
-        return {
-            "broker_id": core.store.broker_id,
-            "epoch": core.store.epoch,
-            "uptime_s": int(core.clock.monotonic() - core.started_at),
-            "connections": len(core.peers),
-            "commits": core.store.last_commit,
-            "store_bytes": usage.used,
-            "store_limit": usage.limit,
-            "disk_free": usage.disk_free,
-            "unrouted_bytes": core.unrouted_bytes,
-            "damaged_records": core.store.damaged_records,
-            "refusing": None if core.refusing is None else core.refusing[1],
-            "counters": dict(core.counters),
-        }
+    async def _stat(self, _arguments: Arguments) -> dict[str, Any]:
+        return await stat(self._core)
 
     def _group(self, arguments: Arguments) -> Group:
         name = arguments.get("group")
@@ -122,15 +108,14 @@ class Administer:
             raise Refused("unknown_group", f"there is no group {name!r} here"[:300])
         return group
 
-    def _group_list(self, _arguments: Arguments) -> list[dict[str, Any]]:
-        rows = [_row(outlet) for outlet in self._core.router.outlets()]
-        return sorted(rows, key=lambda row: (row["group"], row["topic"]))
+    async def _group_list(self, _arguments: Arguments) -> list[dict[str, Any]]:
+        return sorted(await outlet_rows(self._core), key=lambda row: (row["group"], row["topic"]))
 
     def _group_show(self, arguments: Arguments) -> dict[str, Any]:
         group = self._group(arguments)
         return {
             "group": group.name,
-            "topics": [_row(outlet) for _, outlet in sorted(group.outlets.items())],
+            "topics": [outlet_row(outlet) for _, outlet in sorted(group.outlets.items())],
             "connections": [
                 {"client": member.name, "window": member.window, "in_flight": member.in_flight}
                 for member in group.members
@@ -140,7 +125,8 @@ class Administer:
     async def _group_drop(self, arguments: Arguments) -> dict[str, int]:
         group = self._group(arguments)
         outlets = list(group.outlets.values())
-        dropped = {name: sum(_row(outlet)[name] for outlet in outlets) for name in ("pending", "retrying", "dead")}
+        rows = [outlet_row(outlet) for outlet in outlets]
+        dropped = {name: sum(row[name] for row in rows) for name in ("pending", "retrying", "dead")}
         for outlet in outlets:
             if outlet.closed:
                 continue  # another request was faster
@@ -159,7 +145,7 @@ class Administer:
             raise Refused("bad_argument", "say topic, kind (direct, regex or fanout) and pattern")
         finished = trio.Event()
         outlet = group.outlets.get(topic)
-        before = _row(outlet) if outlet is not None else {}
+        before = outlet_row(outlet) if outlet is not None else {}
         removed = unbind(self._core, group.name, topic, kind, pattern, lambda _error: finished.set())
         self._core.turn.end()
         if removed:
@@ -265,31 +251,6 @@ class Administer:
         async with self._dead_letters:
             await self._each_page(arguments, take)
         return {"purged": purged}
-
-
-def _row(outlet: Outlet) -> dict[str, Any]:
-    subscription = outlet.subscription
-    return {
-        "group": subscription.group,
-        "topic": subscription.topic.name,
-        "bindings": [
-            {
-                "kind": binding.kind.name.lower(),
-                "pattern": binding.pattern,
-                "watermark": binding.watermark,
-                "persistent": binding.persistent,
-            }
-            for binding in subscription.bindings
-        ],
-        "members": len(outlet.group.members),
-        "pending": subscription.pending,
-        "pending_bytes": subscription.pending_bytes,
-        "in_flight": outlet.leased,
-        "retrying": subscription.retrying,
-        "dead": subscription.dead,
-        "dropped": outlet.dropped,
-        "damaged": outlet.damaged,
-    }
 
 
 def _whole_letter(outlet: Outlet, letter: DeadLetter) -> dict[str, Any]:

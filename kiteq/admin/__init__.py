@@ -1,0 +1,1 @@
+"""The HTTP port: what the broker tells monitoring, and people with a browser."""
