@@ -1,0 +1,176 @@
+"""The event loop thread that blocking clients share.
+
+Theory of operation. One daemon thread runs an asyncio loop with an anyio blocking portal. A fork copies
+its descriptors but not the thread. The forked process closes its copies with a plain close: that sends
+nothing, ends no connection of the parent, and does not touch what the parent's selector watches. For this
+the loop remembers each socket before it connects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from kiteq.errors import ClientClosed
+
+__all__ = ["Portal", "refuse_event_loop"]
+
+logger = logging.getLogger("kiteq_client")
+
+T = TypeVar("T")
+Outcome = tuple[T | None, BaseException | None]
+"""What a call returned, or the error it raised; so that no error can end the portal."""
+
+JOIN_SECONDS_MAX: Final = 5.0
+"""How long a stopped thread is waited for; a name lookup that hangs may hold it."""
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose descriptors a forked process can give back."""
+
+    def __init__(self) -> None:
+        self._watching = selectors.DefaultSelector()
+        self._connecting: WeakSet[socket.socket] = WeakSet()
+        super().__init__(self._watching)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        self._connecting.add(sock)
+        await super().sock_connect(sock, address)
+
+    def close_copies(self) -> None:
+        """Close everything this loop has open; for the forked process, where the loop does not run."""
+        own_pipe = (getattr(self, "_ssock", None), getattr(self, "_csock", None))
+        for sock in (*self._connecting, *own_pipe):
+            if sock is not None:
+                sock.close()
+        # Not loop.close(): that would take the pipe out of the selector, which is the parent's too.
+        self._watching.close()
+
+
+class Portal:
+    """A running event loop thread; constructing it starts the thread.
+
+    Raises `RuntimeError` if no thread can be started.
+    """
+
+    def __init__(self) -> None:
+        self._loop: _Loop | None = None
+        self._started: Future[BlockingPortal] = Future()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="kiteq-client", daemon=True)
+        self._thread.start()
+        self._portal = self._started.result()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve, backend="asyncio", backend_options={"loop_factory": self._make_loop})
+        except BaseException as error:
+            if self._started.done():
+                logger.exception("the event loop of the blocking clients failed")
+            else:
+                self._started.set_exception(error)
+
+    def _make_loop(self) -> _Loop:
+        self._loop = _Loop()
+        return self._loop
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs in the event loop thread."""
+        return threading.current_thread() is self._thread
+
+    def submit(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[Outcome[T]]:
+        """Begin a call in the event loop. Raises `ClientClosed` when the thread has ended."""
+        try:
+            return self._portal.start_task_soon(_outcome, work, arguments)
+        except RuntimeError as error:
+            if self.is_current:
+                raise RuntimeError("a blocking client must not be called in its own event loop thread") from error
+            raise ClientClosed("the client was closed") from error
+
+    def call(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Run a call in the event loop, return what it returns or raise what it raises.
+
+        An exception in the waiting thread, such as `KeyboardInterrupt`, leaves at once and cancels the call.
+        """
+        return result_of(self.submit(work, *arguments))
+
+    def call_soon(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Call a plain function in the event loop and do not wait; nothing happens when the loop has ended."""
+        try:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(work, *arguments)
+        except RuntimeError:
+            logger.debug("the event loop has ended before %r was called", work)
+
+    async def stop(self) -> None:
+        """End the thread, with whatever calls there are; call it in the event loop."""
+        self._stopping = True
+        await self._portal.stop(cancel_remaining=True)
+
+    def join_if_stopping(self) -> None:
+        """Return when a stopped thread has ended."""
+        if self._stopping and not self.is_current:
+            self._thread.join(JOIN_SECONDS_MAX)
+
+    def close_copies(self) -> None:
+        """In a forked process: give back the copies of the descriptors."""
+        if self._loop is not None:
+            self._loop.close_copies()
+
+
+async def _outcome(work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> Outcome[T]:
+    try:
+        return await work(*arguments), None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 raised again in the thread that asked
+        return None, error
+
+
+def result_of(future: Future[Outcome[T]]) -> T:
+    """Wait for a call that was submitted; return or raise as `Portal.call`."""
+    try:
+        result, error = future.result()
+    except CancelledError:
+        raise ClientClosed("the client was closed before this call was done") from None
+    except BaseException:
+        future.cancel()
+        raise
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # a cycle of error, traceback and frame would keep the frame's values alive
+    return result  # type: ignore[return-value]
+
+
+def refuse_event_loop() -> None:
+    """Raise `RuntimeError` in a thread that runs an event loop: waiting here would stop all its tasks."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # Looked up, not imported: nobody can run trio without having imported it.
+        lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+        if lowlevel is None or not lowlevel.in_trio_run():
+            return
+    raise RuntimeError(
+        "kiteq_client.blocking.Client would block the event loop that runs in this thread: "
+        "use kiteq_client.Client with `await`, or call this in a thread (asyncio.to_thread, sync_to_async)"
+    )
