@@ -145,6 +145,18 @@ HALF_AGE_ALARM_SECONDS: Final = 600.0
 """An open transaction older than this means that a producer is gone, or that nobody answers checks."""
 HALF_AGE_ALARM_SECONDS_MAX: Final = 30 * 86_400.0
 """A month: no local transaction is meant to take that long."""
+CHECK_INTERVAL_SECONDS_MAX: Final = 60.0
+"""The waits between checks double up to this."""
+CHECK_ANSWER_SECONDS: Final = 15.0
+"""A check not answered by then counts as not answered, and uses up nothing."""
+CHECK_HISTORY_MAX: Final = 32
+"""Checks described for `kiteq tx show`: the last ones."""
+PARKED_CHECK_SECONDS: Final = 3_600.0
+"""A parked transaction is asked about this often, and when a member of its group connects."""
+DECISION_KEEP_SECONDS: Final = 3_600.0
+"""How long it is known what was decided about a transaction, at least."""
+HALF_CACHE_BYTES_MAX: Final = 32 * MIB
+"""Half messages kept in memory until they are decided: most are within milliseconds."""
 
 # --- the client --------------------------------------------------------------------------------
 MAX_IN_FLIGHT_DEFAULT: Final = 1_000

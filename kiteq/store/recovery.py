@@ -11,6 +11,7 @@ import msgpack
 from kiteq.binding.bindings import from_wire
 from kiteq.errors import KiteQError, StoreUnusable
 from kiteq.store import records
+from kiteq.store.half_recovery import RecoveredHalves, recover_halves
 from kiteq.store.intervals import IntervalSet
 from kiteq.store.state import Subscription, TopicLog
 from kiteq.store.tables import PREFIX, SEQUENCE_KEY, Row, Table, Tables
@@ -18,7 +19,9 @@ from kiteq.store.writer import COMMIT_KEY, Recent, parse_recent, parse_settled
 
 __all__ = ["META_SNAPSHOT", "Recovered", "recover", "subscription_key", "subscription_value", "topic_key"]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+FORMATS_READ: Final = (1, 2)
+"""Format 1 has no transactions and no delayed messages; it becomes 2 when it is opened."""
 SCAN_BYTES: Final = 8 << 20
 END: Final = b"\xff" * 16
 
@@ -49,6 +52,7 @@ class Recovered(NamedTuple):
     """(subscription, sequence, due ms) of what waits for another attempt."""
     damaged: int
     """Records whose head did not match its checksum: moved to quarantine."""
+    halves: RecoveredHalves
 
 
 def topic_key(number: int) -> bytes:
@@ -70,7 +74,7 @@ def subscription_value(group: str, topic: int, bindings: list[list[object]], sta
 def recover(tables: Tables) -> Recovered:
     """Read everything; repair what a crash left half done. Raises `StoreUnusable`."""
     version = tables.get(Table.META, META_FORMAT)
-    if version is not None and int(version) != FORMAT_VERSION:
+    if version is not None and int(version) not in FORMATS_READ:
         raise StoreUnusable(
             f"the store has format {int(version)}, this kiteq reads format {FORMAT_VERSION}: "
             + ("upgrade kiteq" if int(version) > FORMAT_VERSION else "open it once with the kiteq that wrote it")
@@ -90,6 +94,7 @@ def recover(tables: Tables) -> Recovered:
         _unrouted(tables, topic)
     due = _retries(tables, subscriptions, rows)
     _dead(tables, subscriptions)
+    halves = recover_halves(tables, rows)
     recent = _recent(tables)
     for subscription in subscriptions.values():
         topic = subscription.topic
@@ -111,7 +116,8 @@ def recover(tables: Tables) -> Recovered:
         recent_from=recent[0][0] if recent else next_commit,
         recent=recent,
         due=due,
-        damaged=damaged,
+        damaged=damaged + halves.damaged,
+        halves=halves,
     )
 
 

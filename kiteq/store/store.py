@@ -78,6 +78,7 @@ class Store:
         self.epoch = recovered.epoch
         self.topics = recovered.topics
         self.subscriptions = recovered.subscriptions
+        self.halves = recovered.halves.halves
         self._next_number = recovered.next_number
         self._topics_by_number = {topic.number: topic for topic in self.topics.values()}
         self._token: trio.lowlevel.TrioToken | None = None
@@ -98,7 +99,7 @@ class Store:
     def take_recovered(self) -> Recovered:
         """Return what was found at the start; it is forgotten here, for it may be large."""
         recovered = self._recovered
-        self._recovered = recovered._replace(recent=[], due=[])
+        self._recovered = recovered._replace(recent=[], due=[], halves=recovered.halves._replace(checks=[]))
         return recovered
 
     @asynccontextmanager

@@ -75,11 +75,14 @@ class Submission:
     done(error): called on the loop when it is durable (None), or was not written.
     urgent: somebody waits for the answer. snapshot: `rows` hold all cursors, so older settlements go.
     recent_floor: commits before this one left the duplicate window. refusable: refused when the store is
-    full, as what appends messages is; all else is written as long as there is any room.
+    full, as what appends messages is; all else is written as long as there is any room. accepted_ms: when
+    messages were accepted that are not among `appends`. moves: its rows free what its appends take, so it is
+    refused only when there is no room at all; else messages that fill the store could never leave it.
     """
 
     __slots__ = (
-        "appends", "done", "messages", "recent", "recent_floor", "refusable", "rows", "settled", "snapshot", "urgent",
+        "accepted_ms", "appends", "done", "messages", "moves", "recent", "recent_floor", "refusable", "rows",
+        "settled", "snapshot", "urgent",
     )  # fmt: skip
 
     def __init__(self, done: Callable[[StoreError | None], None], *, urgent: bool = True) -> None:
@@ -92,13 +95,15 @@ class Submission:
         self.rows: list[Row] = []
         self.recent: list[Recent] = []
         self.recent_floor = 0
+        self.accepted_ms = 0
         self.snapshot = False
         self.refusable = False
+        self.moves = False
 
     @property
     def may_be_refused(self) -> bool:
         """Whether a full store refuses it; acks and what else frees room go on."""
-        return self.refusable or bool(self.appends)
+        return self.refusable or self.moves or bool(self.appends)
 
     def growth_bytes(self) -> int:
         """Return about how much the store grows by it: rows beside the messages, and pages not quite full."""
@@ -215,7 +220,7 @@ class Writer:
 
     def _check_room(self, batch: list[Submission]) -> None:
         """Raise `StoreFull` when what may be refused would fill the store above the share kept for acks."""
-        growth = sum([one.growth_bytes() for one in batch if one.may_be_refused])
+        growth = sum([one.growth_bytes() for one in batch if one.may_be_refused and not one.moves])
         if growth <= self._room_bytes:
             self._room_bytes -= growth
             return
@@ -227,8 +232,9 @@ class Writer:
 
     def _write_without_messages(self, batch: list[Submission], full: StoreFull) -> None:
         """Refuse what adds messages and commit the rest: acks free room."""
-        refused = [one for one in batch if one.may_be_refused]
-        kept = [one for one in batch if not one.may_be_refused]
+        refused = [one for one in batch if one.may_be_refused and not one.moves]
+        refused = refused or [one for one in batch if one.moves]
+        kept = [one for one in batch if one not in refused]
         names = Submission(lambda _error: None, urgent=False)
         names.rows = [row for one in refused for row in one.rows if row[0] is Table.META]
         if refused:
@@ -267,7 +273,7 @@ class Writer:
         if settled:
             rows.append((Table.SETTLED, commit_key, _pack_settled(commit_key, settled)))
         if recent:
-            at_ms = max([append.accepted_ms for append in appends], default=0)
+            at_ms = max([append.accepted_ms for append in appends] + [one.accepted_ms for one in batch])
             rows.append((Table.RECENT, commit_key, pack_recent(commit_key, recent, at_ms)))
         for one in batch:
             rows += one.rows

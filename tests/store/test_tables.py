@@ -169,7 +169,7 @@ def test_a_truncated_file_is_refused_before_it_is_mapped(tmp_path: Path) -> None
         LmdbTables(tmp_path, BYTES_MAX)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(b"2", "upgrade kiteq"), (b"0", "open it once with the kiteq")])
+@pytest.mark.parametrize(("version", "advice"), [(b"3", "upgrade kiteq"), (b"0", "open it once with the kiteq")])
 def test_another_format_is_refused(version: bytes, advice: str) -> None:
     tables = MemoryTables(BYTES_MAX)
     tables.apply([(Table.META, b"format", version)])

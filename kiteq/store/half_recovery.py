@@ -1,0 +1,135 @@
+"""Finds the undecided transactions of a store when it is opened: what HALF holds and DECISIONS does not name."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final, NamedTuple
+
+from kiteq.errors import KiteQError
+from kiteq.store.half_records import COUNTER_KEY, first_ids, parse_checks, parse_decisions, parse_half_head
+from kiteq.store.halves import Halves, State
+from kiteq.store.tables import Row, Table, Tables
+
+__all__ = ["RecoveredHalves", "clean_row", "recover_halves"]
+
+META_CLEAN: Final = b"half-clean"
+"""Two numbers: no row of HALF has a transaction that a row of DECISIONS before the first one decided; and
+no handle below the second one is given again."""
+SCAN_BYTES: Final = 8 << 20
+END: Final = b"\xff" * 9
+
+
+class RecoveredHalves(NamedTuple):
+    """What was found. checks: (slots, when to ask first in ms since 1970) of rows; damaged: rows in quarantine."""
+
+    halves: Halves
+    checks: list[tuple[array[int], int]]
+    damaged: int
+
+
+def clean_row(halves: Halves) -> Row:
+    """Return the row that tells how far the decided transactions are out of HALF."""
+    return (Table.META, META_CLEAN, b"%d %d" % (halves.clean_below, halves.next_handle))
+
+
+def recover_halves(tables: Tables, rows: list[Row]) -> RecoveredHalves:
+    """Read the rows of transactions; add to `rows` what a crash left to be removed."""
+    halves = Halves()
+    checks: list[tuple[array[int], int]] = []
+    decided = _decided(tables, halves)
+    parts: dict[int, list[int]] = {}
+    damaged = 0
+    by_handle = _checked(tables)
+    start = b""
+    while page := tables.scan(Table.HALF, start, END, bytes_max=SCAN_BYTES):
+        for key, value in page:
+            row = COUNTER_KEY.unpack(key)[0]
+            try:
+                head = parse_half_head(key, value)
+            except KiteQError:
+                damaged += 1
+                rows += [(Table.QUARANTINE, key, value), (Table.HALF, key, None)]
+                halves.next_handle = max(halves.next_handle, row + len(value))
+                continue
+            halves.next_handle = max(halves.next_handle, row + 1, head.handles[-1] + 1)
+            if head.enlisted:
+                parts.setdefault(head.handles[0], []).append(row)
+                continue
+            ids, handles = first_ids(value, head), list(head.handles)
+            if decided and not decided.isdisjoint(handles):
+                left = [(one, handle) for one, handle in zip(ids, handles, strict=True) if handle not in decided]
+                if not left:
+                    rows.append((Table.HALF, key, None))
+                    continue
+                ids, handles = [one for one, _ in left], [handle for _, handle in left]
+                halves.touched[row] = None
+            slots = halves.restore(
+                ids, handles, row, group=head.group, instance=head.instance, prepared_ms=head.prepared_ms
+            )
+            _restore_checks(halves, slots, by_handle, head.prepared_ms + head.check_ms, checks)
+        start = page[-1][0] + b"\0"
+    _restore_parts(halves, parts, rows)
+    return RecoveredHalves(halves, checks, damaged)
+
+
+def _decided(tables: Tables, halves: Halves) -> set[int]:
+    """Return the handles that may still stand in a row of HALF though they were decided."""
+    clean, next_handle = map(int, (tables.get(Table.META, META_CLEAN) or b"1 1").split())
+    decided: set[int] = set()
+    number = clean - 1
+    start = COUNTER_KEY.pack(clean)
+    while page := tables.scan(Table.DECISIONS, start, END, bytes_max=SCAN_BYTES):
+        for key, value in page:
+            number = COUNTER_KEY.unpack(key)[0]
+            try:
+                row = parse_decisions(key, value)
+            except KiteQError:
+                continue  # those transactions are asked about again
+            decided.update(one.handle for one in row.decisions)
+        start = page[-1][0] + b"\0"
+    halves.clean_below = clean
+    halves.next_decision = number + 1
+    halves.next_handle = max(next_handle, max(decided, default=0) + 1)
+    return decided
+
+
+def _checked(tables: Tables) -> dict[int, bytes]:
+    """Return the rows of the checks, by handle. They are few: only what was asked about has one."""
+    return {COUNTER_KEY.unpack(key)[0]: value for key, value in tables.scan(Table.CHECKS, b"", END)}
+
+
+def _restore_checks(
+    halves: Halves,
+    slots: list[int],
+    by_handle: dict[int, bytes],
+    first_ms: int,
+    checks: list[tuple[array[int], int]],
+) -> None:
+    never_asked = array("I")
+    for slot in slots:
+        value = by_handle.get(halves.handle[slot]) if by_handle else None
+        if value is None:
+            never_asked.append(slot)
+            continue
+        state = parse_checks(value)
+        halves.asks[slot] = min(state.asks, 255)
+        halves.unknowns[slot] = min(state.unknowns, 255)
+        if state.parked_ms:
+            halves.park(slot)
+        checks.append((array("I", [slot]), state.next_ms))
+    if never_asked and checks and checks[-1][1] == first_ms:
+        checks[-1][0].extend(never_asked)
+    elif never_asked:
+        checks.append((never_asked, first_ms))
+
+
+def _restore_parts(halves: Halves, parts: dict[int, list[int]], rows: list[Row]) -> None:
+    """Join messages that were added later to their transactions; those of decided ones go."""
+    if not parts:
+        return
+    undecided = {halves.handle[slot] for slot in halves.slots() if halves.state[slot] != State.FREE}
+    for handle, part_rows in parts.items():
+        if handle in undecided:
+            halves.parts[handle] = part_rows
+        else:
+            rows += [(Table.HALF, COUNTER_KEY.pack(row), None) for row in part_rows]

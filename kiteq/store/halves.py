@@ -1,0 +1,345 @@
+"""Undecided transactions: flat columns in memory, one slot for each, and their rows in the store.
+
+A million of them may be open, so nothing here is an object per transaction but its id. What was decided
+is not kept in memory; `half_reading` searches the disk.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from itertools import accumulate
+from typing import Final
+
+from kiteq.limits import HALF_CACHE_BYTES_MAX
+from kiteq.store.half_records import COUNTER_KEY, Decision, pack_decisions, pack_half
+from kiteq.store.tables import Row, Table
+
+__all__ = ["GroupTally", "Halves", "State"]
+
+SHARDS: Final = 256
+"""One large dict stops the loop for tens of milliseconds when it grows; so the ids are spread by their last byte."""
+CACHED_ROW_OVERHEAD_BYTES: Final = 256
+
+
+class State(IntEnum):
+    """What a slot holds."""
+
+    FREE = 0
+    PREPARING = 1
+    """Not durable yet."""
+    OPEN = 2
+    PARKED = 3
+    """Open, but the answers were "unknown" too often."""
+    DECIDING = 4
+    """The decision is on its way to the disk."""
+
+
+class GroupTally:
+    """Transactions of one producer group that are not decided. `parked` are among the `open`."""
+
+    __slots__ = ("name", "open", "parked")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open = 0
+        self.parked = 0
+
+
+class Halves:
+    """The columns, by slot: state, handle, row (key of its row: the first handle in it), due (when to ask, in ms
+    >> DUE_SHIFT), group, instance (numbers), prepared_s, asks, unknowns.
+    """
+
+    __slots__ = (
+        "_cache", "_cache_bytes", "_free", "_group_numbers", "_ids", "_instance_numbers", "_instance_uses",
+        "_live", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
+        "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._ids: list[dict[bytes, int]] = [{} for _ in range(SHARDS)]
+        self._free = array("I")
+        self.state = bytearray()
+        self.handle = array("Q")
+        self.row = array("Q")
+        self.due = array("Q")
+        self.group = array("I")
+        self.instance = array("I")
+        self.prepared_s = array("I")
+        self.asks = bytearray()
+        self.unknowns = bytearray()
+        self.groups: list[GroupTally] = []
+        self.instances: list[bytes] = []
+        self._group_numbers: dict[str, int] = {}
+        self._instance_numbers: dict[bytes, int] = {}
+        self._instance_uses: list[int] = []
+        self._live: dict[int, int] = {}
+        """Undecided transactions of each row that has more than one."""
+        self.touched: dict[int, None] = {}
+        """Rows in which some are decided: to be rewritten."""
+        self.parts: dict[int, list[int]] = {}
+        """By handle, rows of messages that were added later."""
+        self._cache: dict[int, tuple[Sequence[int], Sequence[bytes]]] = {}
+        self._cache_bytes = 0
+        self.next_handle = 1
+        self.next_decision = 1
+        self.clean_below = 1
+        """No row of HALF has a transaction that was decided in a row of DECISIONS before this one."""
+
+    # --- looking up ---------------------------------------------------------------------------
+
+    def find(self, transaction_id: bytes) -> int | None:
+        """Return the slot of an undecided transaction."""
+        return self._ids[transaction_id[15]].get(transaction_id)
+
+    def __len__(self) -> int:
+        return len(self.state) - len(self._free)
+
+    def slots(self) -> Iterator[int]:
+        """Return the slots in use, in no order."""
+        return (slot for slot, state in enumerate(self.state) if state)
+
+    def tally(self, slot: int) -> GroupTally:
+        """Return the figures of the group a transaction belongs to."""
+        return self.groups[self.group[slot]]
+
+    def tally_of(self, group: str) -> GroupTally:
+        """Return the figures of a group."""
+        return self.groups[self._group_number(group)]
+
+    def instance_id(self, slot: int) -> bytes:
+        """Return the client instance that prepared a transaction."""
+        return self.instances[self.instance[slot]]
+
+    def blobs(self, slot: int) -> list[bytes] | None:
+        """Return the messages of a transaction when all of them are in memory."""
+        handle = self.handle[slot]
+        found = self._cached(self.row[slot], handle - self.row[slot])
+        for row in self.parts.get(handle, ()) if found is not None else ():
+            more = self._cached(row, 0)
+            found = None if found is None or more is None else found + more
+        return found
+
+    def _cached(self, row: int, index: int) -> list[bytes] | None:
+        cached = self._cache.get(row)
+        if cached is None:
+            return None
+        starts, blobs = cached
+        if not starts:
+            return [blobs[index]]
+        return list(blobs[starts[index] : starts[index + 1]])
+
+    # --- changes, on the loop -----------------------------------------------------------------
+
+    def add(
+        self,
+        ids: Sequence[bytes],
+        sizes: Sequence[int],
+        blobs: list[bytes],
+        *,
+        group: str,
+        instance: bytes,
+        prepared_ms: int,
+        check_ms: int,
+    ) -> tuple[list[int], Row]:
+        """Take transactions, in the state PREPARING; return their slots, and their row for the store."""
+        first = self.next_handle
+        self.next_handle += len(ids)
+        handles = range(first, self.next_handle)
+        slots = self.restore(
+            ids, handles, first, group=group, instance=instance, prepared_ms=prepared_ms, state=State.PREPARING
+        )
+        self._remember(first, sizes, blobs)
+        key = COUNTER_KEY.pack(first)
+        return slots, (
+            Table.HALF,
+            key,
+            pack_half(key, group, instance, prepared_ms, check_ms, handles, sizes, blobs),
+        )
+
+    def restore(
+        self,
+        ids: Sequence[bytes],
+        handles: Sequence[int],
+        row: int,
+        *,
+        group: str,
+        instance: bytes,
+        prepared_ms: int,
+        state: State = State.OPEN,
+    ) -> list[int]:
+        """Take transactions of one row into memory; return their slots."""
+        number = self._group_number(group)
+        user = self._instance_number(instance, len(ids))
+        self.groups[number].open += len(ids)
+        prepared_s = prepared_ms // 1000
+        slots: list[int] = []
+        for transaction_id, handle in zip(ids, handles, strict=True):
+            slot = self._take_slot()
+            self.state[slot] = state
+            self.handle[slot] = handle
+            self.row[slot] = row
+            self.due[slot] = 0
+            self.group[slot] = number
+            self.instance[slot] = user
+            self.prepared_s[slot] = prepared_s
+            self.asks[slot] = self.unknowns[slot] = 0
+            self._ids[transaction_id[15]][transaction_id] = slot
+            slots.append(slot)
+        if len(ids) > 1:
+            self._live[row] = len(ids)
+        return slots
+
+    def enlist(self, slot: int, blobs: list[bytes], now_ms: int) -> Row:
+        """Add messages to a transaction; return their row for the store."""
+        row = self.next_handle
+        self.next_handle += 1
+        handle = self.handle[slot]
+        self.parts.setdefault(handle, []).append(row)
+        self._remember(row, [len(blobs)], blobs)
+        key = COUNTER_KEY.pack(row)
+        group, instance = self.tally(slot).name, self.instance_id(slot)
+        value = pack_half(key, group, instance, now_ms, 0, [handle], [len(blobs)], blobs, enlisted=True)
+        return (Table.HALF, key, value)
+
+    def withdraw_part(self, slot: int, row: Row) -> None:
+        """Take back messages that were not stored after all."""
+        rows = self.parts.get(self.handle[slot], [])
+        number = COUNTER_KEY.unpack(row[1])[0]
+        if number in rows:
+            rows.remove(number)
+        self._forget_cached(number)
+
+    def opened(self, slots: Sequence[int]) -> None:
+        """Note that transactions are durable."""
+        for slot in slots:
+            if self.state[slot] == State.PREPARING:
+                self.state[slot] = State.OPEN
+
+    def park(self, slot: int) -> None:
+        """Note that the checks of a transaction have led nowhere."""
+        if self.state[slot] == State.OPEN:
+            self.state[slot] = State.PARKED
+            self.tally(slot).parked += 1
+
+    def unpark(self, slot: int) -> None:
+        """Let the checks of a parked transaction begin again."""
+        if self.state[slot] == State.PARKED:
+            self.state[slot] = State.OPEN
+            self.tally(slot).parked -= 1
+        self.unknowns[slot] = 0
+
+    def begin_deciding(self, slot: int) -> None:
+        """Let nobody else decide a transaction."""
+        if self.state[slot] == State.PARKED:
+            self.tally(slot).parked -= 1
+        self.state[slot] = State.DECIDING
+
+    def reopen(self, slot: int) -> None:
+        """Note that a decision was not taken after all. A parked transaction becomes an open one."""
+        self.state[slot] = State.OPEN
+
+    def decide(
+        self, decisions: Sequence[Decision], slots: Sequence[int], at_ms: int, by: str, reason: str | None
+    ) -> list[Row]:
+        """Return the rows of decisions, all of one group; the slots are in the state DECIDING."""
+        key = COUNTER_KEY.pack(self.next_decision)
+        self.next_decision += 1
+        group = self.tally(slots[0]).name
+        rows: list[Row] = [(Table.DECISIONS, key, pack_decisions(key, at_ms, group, by, reason, decisions))]
+        for slot in slots:
+            row = self.row[slot]
+            live = self._live.get(row, 1) - 1
+            if live:
+                self._live[row] = live
+                self.touched[row] = None
+            else:
+                self._live.pop(row, None)
+                self.touched.pop(row, None)
+                rows.append((Table.HALF, COUNTER_KEY.pack(row), None))
+            for part in self.parts.get(self.handle[slot], ()):
+                rows.append((Table.HALF, COUNTER_KEY.pack(part), None))
+        return rows
+
+    def undo(self, slots: Sequence[int]) -> None:
+        """Take back `decide`: its rows were refused."""
+        for slot in slots:
+            row = self.row[slot]
+            self._live[row] = self._live.get(row, 0) + 1
+            self.reopen(slot)
+
+    def forget(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
+        """Free the slots of transactions that are decided, or were not stored."""
+        for transaction_id, slot in zip(ids, slots, strict=True):
+            del self._ids[transaction_id[15]][transaction_id]
+            row = self.row[slot]
+            if row not in self._live:
+                self._forget_cached(row)
+            for part in self.parts.pop(self.handle[slot], ()):
+                self._forget_cached(part)
+            self.tally(slot).open -= 1
+            self._leave_instance(self.instance[slot])
+            self.state[slot] = State.FREE
+            self._free.append(slot)
+
+    def withdraw(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
+        """Forget transactions of one row that was not stored after all."""
+        self._live.pop(self.row[slots[0]], None)
+        self.forget(ids, slots)
+
+    def is_live(self, row: int) -> bool:
+        """Return whether a row of several transactions still has undecided ones."""
+        return row in self._live
+
+    # --- numbers of what is named --------------------------------------------------------------
+
+    def _take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        slot = len(self.state)
+        self.state.append(0)
+        self.asks.append(0)
+        self.unknowns.append(0)
+        for column in (self.handle, self.row, self.due, self.group, self.instance, self.prepared_s):
+            column.append(0)
+        return slot
+
+    def _group_number(self, name: str) -> int:
+        number = self._group_numbers.get(name)
+        if number is None:
+            number = self._group_numbers[name] = len(self.groups)
+            self.groups.append(GroupTally(name))
+        return number
+
+    def _instance_number(self, instance: bytes, uses: int) -> int:
+        number = self._instance_numbers.get(instance)
+        if number is None:
+            number = next((free for free, used in enumerate(self._instance_uses) if not used), len(self.instances))
+            if number == len(self.instances):
+                self.instances.append(instance)
+                self._instance_uses.append(0)
+            else:
+                self._instance_numbers.pop(self.instances[number], None)
+                self.instances[number] = instance
+            self._instance_numbers[instance] = number
+        self._instance_uses[number] += uses
+        return number
+
+    def _leave_instance(self, number: int) -> None:
+        self._instance_uses[number] -= 1
+
+    # --- messages kept for the decision ---------------------------------------------------------
+
+    def _remember(self, row: int, sizes: Sequence[int], blobs: list[bytes]) -> None:
+        starts = () if len(sizes) == len(blobs) else tuple(accumulate(sizes, initial=0))
+        self._cache[row] = (starts, blobs)
+        self._cache_bytes += sum(map(len, blobs)) + CACHED_ROW_OVERHEAD_BYTES
+        while self._cache_bytes > HALF_CACHE_BYTES_MAX and len(self._cache) > 1:
+            self._forget_cached(next(iter(self._cache)))
+
+    def _forget_cached(self, row: int) -> None:
+        cached = self._cache.pop(row, None)
+        if cached is not None:
+            self._cache_bytes -= sum(map(len, cached[1])) + CACHED_ROW_OVERHEAD_BYTES
