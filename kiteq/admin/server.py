@@ -120,6 +120,7 @@ class _Stream(trio.abc.HalfCloseableStream):
                 with trio.fail_after(WRITE_SECONDS_MAX):
                     await self._stream.send_all(view[start : start + WRITE_BYTES])
         except trio.TooSlowError as error:
+            self.socket.close()  # so that nobody waits for its questions any more
             raise trio.BrokenResourceError("the answer is not read") from error
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -95,7 +95,9 @@ def application(core: Core) -> ASGIApp:
         "/metrics": views.metrics,
     }
     routes = [Route(path, view) for path, view in paths.items()]
-    return bounded(Starlette(routes=routes, exception_handlers={HTTPException: _refused}))
+    answering = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    answering.router.redirect_slashes = False
+    return bounded(answering)
 
 
 def bounded(application: ASGIApp) -> ASGIApp:
