@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from kiteq.clock import SystemClock
+from kiteq.delaying import run_delayed
 from kiteq.limits import DUPLICATE_WINDOW_SECONDS, FRAME_OVERHEAD_BYTES
 from kiteq.pipe.check import Check
 from kiteq.pipe.core import Core
@@ -104,6 +105,7 @@ async def serve(
                         core.deliveries.nursery = nursery
                         nursery.start_soon(_fail_with_store, store)
                         nursery.start_soon(run_timers, core)
+                        nursery.start_soon(run_delayed, core)
                         listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
                         address = address_of(listener)
                         log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)

@@ -7,7 +7,8 @@ r"""A message: its values, and its encoding, which is made once by the producer 
     28       2      h, length of the head
     30       h      head: msgpack [topic, message type, TTL ms, deliver limit, flags]
     30+h     2      x, length of the extras, 0 for none
-    32+h     x      extras: msgpack [properties, key or nil, delay ms or nil]
+    32+h     x      extras: msgpack [properties, key or nil, delay ms or nil], and if there is one,
+                   the time to deliver at, milliseconds since 1970
     32+h+x   b      body
     end-4    4      CRC-32 of all before it, *little-endian*
 
@@ -22,7 +23,7 @@ import re
 import struct
 import time
 from collections.abc import Mapping
-from math import isfinite
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -33,12 +34,14 @@ from kiteq.errors import KiteQError, MessageTooLarge, Refused
 from kiteq.ids import check_id, new_id
 from kiteq.limits import (
     BODY_BYTES_MAX_CEILING,
+    DELAY_MS_MAX,
     DELIVER_LIMIT_MAX,
     EXTRAS_BYTES_MAX,
     NAME_LENGTH_MAX,
     PROPERTIES_MAX,
     TTL_MS_MAX,
 )
+from kiteq.times import delay_milliseconds, deliver_at_milliseconds, epoch_seconds, ttl_milliseconds
 
 __all__ = [
     "CRC_RESIDUE",
@@ -97,11 +100,12 @@ class Head(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What only some messages have."""
+    """What only some messages have: at most one of delay and deliver_at, in milliseconds, this since 1970."""
 
     properties: Mapping[str, str]
     key: str | None
     delay_ms: int | None
+    deliver_at_ms: int | None
 
 
 def check_name(kind: str, name: object) -> str:
@@ -129,7 +133,10 @@ class Message:
     properties: up to 128 strings by name; at most 64 KiB encoded, with the key.
     ttl: seconds, above 0, up to 7 days, counted from the moment of becoming deliverable; None is 7 days.
     deliver_limit: attempts per group before the message becomes a dead letter, 1 to 100.
-    delay: seconds until it becomes deliverable (not accepted by brokers of this version).
+    delay: seconds, 0 to 366 days, until it becomes deliverable, counted from when the broker has it; in a
+        transaction from the commit.
+    deliver_at: the time when it becomes deliverable, at most 366 days ahead: seconds since 1970, or a `datetime`
+        with a time zone. At once when it has passed. Kept as seconds.
     key: ordering key (carried to the consumer; brokers of this version do not order by it).
     fly: never stored: delivered once to who is there.
 
@@ -137,7 +144,7 @@ class Message:
     """
 
     __slots__ = (
-        "_encoded", "body", "deliver_limit", "delay", "fly", "id", "key", "message_type", "properties",
+        "_encoded", "body", "delay", "deliver_at", "deliver_limit", "fly", "id", "key", "message_type", "properties",
         "text_sent", "topic", "ttl",
     )  # fmt: skip
 
@@ -152,6 +159,7 @@ class Message:
         ttl: float | None = None,
         deliver_limit: int = DELIVER_LIMIT_MAX,
         delay: float | None = None,
+        deliver_at: float | datetime | None = None,
         key: str | None = None,
         fly: bool = False,
     ) -> None:
@@ -169,10 +177,13 @@ class Message:
         self.ttl = ttl
         self.deliver_limit = deliver_limit
         self.delay = delay
+        self.deliver_at = epoch_seconds(deliver_at) if isinstance(deliver_at, datetime) else deliver_at
         self.key = key
         self.fly = fly
         self._encoded: bytes | None = None
-        if fly and (delay is not None or key is not None):
+        if delay is not None and deliver_at is not None:
+            raise ValueError("give delay or deliver_at, not both")
+        if fly and (delay is not None or deliver_at is not None or key is not None):
             raise ValueError("a fly message has neither delay nor key")
 
     @property
@@ -207,7 +218,7 @@ class Received(Message):
 class Receipt(NamedTuple):
     """The broker's answer to one message.
 
-    groups: how many groups were bound to it, None when unknown (a duplicate).
+    groups: how many groups were bound to it, None when that is not known (a duplicate) or not yet (delayed).
     duplicate: the broker had this message already, and stored nothing.
     durable: on disk before this answer (not so for fly messages and with `--flush async`).
     """
@@ -230,11 +241,6 @@ _heads: dict[tuple[Any, ...], bytes] = {}
 _HEADS_CACHED_MAX = 10_000
 
 
-def _milliseconds(seconds: float) -> int:
-    """Return seconds as whole milliseconds, -1 for what is infinite or no number."""
-    return round(seconds * 1000) if type(seconds) in (int, float) and isfinite(seconds) else -1
-
-
 def _head_bytes(message: Message) -> bytes:
     kind = (message.topic, message.message_type, message.ttl, message.deliver_limit, message.text_sent, message.fly)
     known = _heads.get(kind)
@@ -242,9 +248,7 @@ def _head_bytes(message: Message) -> bytes:
         return known
     check_name("topic", message.topic)
     check_name("message type", message.message_type)
-    ttl_ms = TTL_MS_MAX if message.ttl is None else _milliseconds(message.ttl)
-    if not 1 <= ttl_ms <= TTL_MS_MAX:
-        raise ValueError(f"ttl must be above 0 and at most {TTL_MS_MAX // 1000} seconds, not {message.ttl}")
+    ttl_ms = ttl_milliseconds(message.ttl)
     limit = message.deliver_limit
     if type(limit) is not int or not 1 <= limit <= DELIVER_LIMIT_MAX:
         raise ValueError(f"deliver_limit must be 1 to {DELIVER_LIMIT_MAX}, not {limit}")
@@ -264,10 +268,11 @@ def _extras_bytes(message: Message) -> bytes:
         raise ValueError("properties must map str to str")
     if message.key is not None:
         check_name("key", message.key)
-    delay_ms = None if message.delay is None else _milliseconds(message.delay)
-    if delay_ms is not None and not 0 <= delay_ms <= TTL_MS_MAX:
-        raise ValueError(f"delay must be 0 to {TTL_MS_MAX // 1000} seconds, not {message.delay}")
-    extras: bytes = msgpack.packb([properties, message.key, delay_ms])
+    delay_ms = None if message.delay is None else delay_milliseconds(message.delay)
+    fields: list[Any] = [properties, message.key, delay_ms]
+    if message.deliver_at is not None:
+        fields.append(deliver_at_milliseconds(message.deliver_at))
+    extras: bytes = msgpack.packb(fields)
     if len(extras) > EXTRAS_BYTES_MAX:
         raise ValueError(f"properties and key take {len(extras)} bytes encoded, the limit is {EXTRAS_BYTES_MAX}")
     return _SHORT.pack(len(extras)) + extras
@@ -281,7 +286,7 @@ def encode(message: Message) -> bytes:
     body = message.body
     if len(body) > BODY_BYTES_MAX_CEILING:
         raise MessageTooLarge("message_too_large", f"a body of {len(body)} bytes is over {BODY_BYTES_MAX_CEILING}")
-    plain = not message.properties and message.key is None and message.delay is None
+    plain = not message.properties and message.key is None and message.delay is None and message.deliver_at is None
     fixed = message.id + _BODY_AND_TIME.pack(crc32(body), time.time_ns() // 1_000_000)
     content = b"".join((fixed, _head_bytes(message), b"\0\0" if plain else _extras_bytes(message), body))
     return content + _CRC.pack(crc32(content))
@@ -316,23 +321,27 @@ def parse_head(head: bytes) -> Head:
 def parse_extras(extras: bytes) -> Extras:
     """Decode and check the extras of a message. Raises `BadMessage`."""
     if not extras:
-        return Extras(_NO_PROPERTIES, None, None)
+        return Extras(_NO_PROPERTIES, None, None, None)
     try:
         fields = msgpack.unpackb(extras)
     except ValueError as error:
         raise BadMessage("bad_message", f"the extras of a message are not msgpack: {error}") from error
-    if type(fields) is not list or len(fields) < len(Extras._fields):
+    if type(fields) is not list or len(fields) < 3:
         raise BadMessage("bad_message", "the extras of a message are not a list of three")
-    properties, key, delay_ms = fields[:3]
+    properties, key, delay_ms, deliver_at_ms = (*fields, None)[:4]
     if type(properties) is not dict or len(properties) > PROPERTIES_MAX:
         raise BadMessage("bad_properties", f"properties must be a map of at most {PROPERTIES_MAX}")
     if not all(type(name) is str and type(value) is str for name, value in properties.items()):
         raise BadMessage("bad_properties", "properties must map strings to strings")
     if key is not None and (type(key) is not str or _NAME.fullmatch(key) is None):
         raise BadMessage("bad_name", "the key is not a valid name")
-    if delay_ms is not None and (type(delay_ms) is not int or not 0 <= delay_ms <= TTL_MS_MAX):
-        raise BadMessage("bad_limit", f"the delay must be 0 to {TTL_MS_MAX} ms")
-    return Extras(properties, key, delay_ms)
+    if delay_ms is not None and (type(delay_ms) is not int or not 0 <= delay_ms <= DELAY_MS_MAX):
+        raise BadMessage("bad_limit", f"the delay must be 0 to {DELAY_MS_MAX} ms")
+    if deliver_at_ms is not None and (type(deliver_at_ms) is not int or deliver_at_ms < 0):
+        raise BadMessage("bad_limit", "the time to deliver at must be milliseconds since 1970")
+    if delay_ms is not None and deliver_at_ms is not None:
+        raise BadMessage("bad_limit", "a message has a delay or a time to deliver at, not both")
+    return Extras(properties, key, delay_ms, deliver_at_ms)
 
 
 def split(blob: bytes) -> tuple[bytes, bytes, int]:
@@ -371,10 +380,12 @@ def decode(blob: bytes, group: str, attempt: int) -> Received:
     received.id = blob[:16]
     received.ttl = ttl_ms / 1000
     if extras_bytes:
-        received.properties, received.key, delay_ms = parse_extras(extras_bytes)
+        received.properties, received.key, delay_ms, deliver_at_ms = parse_extras(extras_bytes)
         received.delay = None if delay_ms is None else delay_ms / 1000
+        received.deliver_at = None if deliver_at_ms is None else deliver_at_ms / 1000
     else:
-        received.properties, received.key, received.delay = _NO_PROPERTIES, None, None
+        received.properties, received.key = _NO_PROPERTIES, None
+        received.delay = received.deliver_at = None
     received._encoded = None  # noqa: SLF001 a copy sent on is encoded anew
     received.group = group
     received.created_at = _TIME.unpack_from(blob, 20)[0] / 1000

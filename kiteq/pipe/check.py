@@ -11,7 +11,9 @@ from zlib import crc32
 
 from kiteq.errors import Refused
 from kiteq.message import CRC_RESIDUE, HEAD_OFFSET, BadMessage, parse_extras, parse_head, split
+from kiteq.pipe.delays import check_due, due_of, save_delayed
 from kiteq.pipe.events import Admitted, Batch, Checked, Frame, Kind
+from kiteq.remoting.packets import RECEIPT_DELAYED
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
@@ -30,15 +32,24 @@ class Check:
         self._core = core
         self._kind: Kind | None = None
         """The kind seen last: the next frame is usually of the same."""
+        self._now_ms = 0
+        self._by_due: dict[int, list[bytes]] = {}
+        """Messages of the batch that wait for their time, by when they are due."""
 
     def handle(self, event: Admitted) -> tuple[Checked, ...]:
         """Check all frames of a batch."""
         core, group = self._core, event.peer.group
         if core.duplicates.is_full:
             core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
+        self._now_ms = core.clock.epoch_ms()
         frames = [self._frame(packet, group) for packet in event.packets]
         size = sum([len(blob) for frame in frames for _, blobs in frame.runs for blob in blobs])
-        return (Checked(Batch(event.peer, frames, size)),)
+        batch = Batch(event.peer, frames, size)
+        if self._by_due:
+            batch.delayed = save_delayed(core, group, self._by_due, self._now_ms)
+            batch.size += batch.delayed.size
+            self._by_due = {}
+        return (Checked(batch),)
 
     def _frame(self, packet: Publish, group: str) -> Frame:
         blobs = packet.messages
@@ -80,7 +91,7 @@ class Check:
 
     def _single(self, frame: Frame, index: int, blob: bytes, group: str) -> None:
         try:
-            kind = self._kind_of(blob)
+            kind, due_ms = self._kind_of(blob)
         except BadMessage as bad:
             self._refuse(frame, index, Refused(bad.code, bad.reason))
             return
@@ -94,7 +105,10 @@ class Check:
             duplicates.add(group, [message_id], [crc])
             frame.ids.append(message_id)
             frame.crcs.append(crc)
-            if frame.runs and frame.runs[-1][0] is kind:
+            if due_ms is not None:
+                self._by_due.setdefault(due_ms, []).append(blob)
+                frame.exceptions.append([index, RECEIPT_DELAYED, "", False])
+            elif frame.runs and frame.runs[-1][0] is kind:
                 frame.runs[-1][1].append(blob)
             else:
                 frame.runs.append((kind, [blob]))
@@ -108,8 +122,8 @@ class Check:
         self._core.counters["refused"] += 1
         frame.exceptions.append([index, refused.code, refused.reason, refused.temporary])
 
-    def _kind_of(self, blob: bytes) -> Kind:
-        """Return the kind of one message. Raises `BadMessage` or `Refused`."""
+    def _kind_of(self, blob: bytes) -> tuple[Kind, int | None]:
+        """Return the kind of one message, and when it is due if it has to wait. Raises `BadMessage` or `Refused`."""
         if crc32(blob) != CRC_RESIDUE:
             raise BadMessage("bad_checksum", "the checksum of the message does not match its bytes")
         head_bytes, extras_bytes, body_at = split(blob)
@@ -117,16 +131,19 @@ class Check:
         limit = self._core.settings.message_limit
         if body_size > limit:
             raise Refused("message_too_large", f"a body of {body_size} bytes is over this broker's limit of {limit}")
-        if parse_extras(extras_bytes).delay_ms:
-            raise Refused("delay_not_supported", "this broker does not delay messages")
+        due_ms = due_of(parse_extras(extras_bytes), self._now_ms)
+        if due_ms is not None:
+            check_due(due_ms, self._now_ms)
         prefix = len(head_bytes).to_bytes(2, "big") + head_bytes + b"\0\0"
         router = self._core.router
         kind = router.kind(prefix) or router.new_kind(prefix, parse_head(head_bytes))
+        if due_ms is not None and kind.is_fly:
+            raise Refused("fly_not_allowed", "a fly message is not stored, so it cannot wait for its time")
         topic = kind.head.topic
         full = self._core.full_topics.get(topic)
         if full is not None:
             raise Refused("group_quota", f"group {full!r} keeps too much of topic {topic!r}", temporary=True)
-        return kind
+        return kind, due_ms
 
 
 def _prefix(blob: bytes) -> bytes:

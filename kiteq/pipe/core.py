@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kiteq.pipe.delays import Delays
+
 if TYPE_CHECKING:
     import trio
 
@@ -56,3 +58,8 @@ class Core:
     """Bytes of the messages that are kept because no group was bound to them."""
     taking_over: dict[tuple[str, str], trio.Event] = field(default_factory=dict)
     """Ends of the take-overs of kept messages that are under way, by (group, topic)."""
+    delays: Delays = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what needs only the parts."""
+        self.delays = Delays(self.store.epoch)

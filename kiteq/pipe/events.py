@@ -12,6 +12,7 @@ from kiteq.remoting.packets import Ack, Admin, Credit, Extend, Goodbye, Nack, Pa
 if TYPE_CHECKING:
     from kiteq.errors import StoreError
     from kiteq.message import Head
+    from kiteq.pipe.delays import Saved
     from kiteq.pipe.outlet import Outlet
     from kiteq.pipe.peer import Peer
     from kiteq.store.state import TopicLog
@@ -116,7 +117,8 @@ class Batch:
 
     peer: who sent it; None for messages that were stored before, as half or delayed ones.
     rows: changes of the store that belong in the same transaction. done: called when that is durable, or was
-    refused, in place of receipts.
+    refused, in place of receipts. delayed: messages of it that wait for their time.
+    moves: the rows free what the messages take, so that only a store without any room refuses it.
     """
 
     peer: Peer | None
@@ -124,6 +126,8 @@ class Batch:
     size: int
     rows: list[Row] = field(default_factory=list)
     done: Callable[[StoreError | None], None] | None = None
+    delayed: Saved | None = None
+    moves: bool = False
 
 
 @dataclass(slots=True)

@@ -30,12 +30,17 @@ class Persist:
         batch = event.batch
         stored = [placed for placed in event.placed if not placed.fly]
         repeated = any(frame.repeated for frame in batch.frames)
-        if not stored and not repeated and not batch.rows:
+        if not stored and not repeated and not batch.rows and batch.delayed is None:
             return (Stored(batch, event.placed, event.accepted_ms, durable=False),)
         submission = Submission(lambda error: self._finished(event, error))
         for placed in stored:
             self._append(placed, event.accepted_ms, submission)
         submission.rows += batch.rows
+        submission.moves = batch.moves
+        if batch.delayed is not None:
+            submission.rows += batch.delayed.rows
+            submission.refusable = True
+            submission.accepted_ms = event.accepted_ms
         if batch.peer is not None:
             self._note_ids(batch.peer.group, batch.frames, submission)
             batch.peer.uncommitted_bytes += batch.size
@@ -79,6 +84,9 @@ class Persist:
             batch.peer.uncommitted_bytes -= batch.size
             self._core.turn.touch_peer(batch.peer)  # its reader may wait for this
         if error is None:
+            if batch.delayed is not None:
+                self._core.counters["delayed"] += batch.delayed.messages
+                self._core.delays.stored(batch.delayed)
             self._core.resume(Stored(batch, event.placed, event.accepted_ms, durable=True))
             return
         self._take_back(event)

@@ -234,7 +234,8 @@ class Writer:
         """Refuse what adds messages and commit the rest: acks free room."""
         refused = [one for one in batch if one.may_be_refused and not one.moves]
         refused = refused or [one for one in batch if one.moves]
-        kept = [one for one in batch if one not in refused]
+        kept_out = set(refused)
+        kept = [one for one in batch if one not in kept_out]
         names = Submission(lambda _error: None, urgent=False)
         names.rows = [row for one in refused for row in one.rows if row[0] is Table.META]
         if refused:
