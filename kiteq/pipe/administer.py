@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -12,6 +13,7 @@ from kiteq.binding.bindings import Kind
 from kiteq.errors import Refused
 from kiteq.message import BadMessage, parse_extras, split
 from kiteq.pipe.binding_changes import drop, unbind
+from kiteq.pipe.delays import cancel
 from kiteq.pipe.events import AdminAsked
 from kiteq.pipe.reports import outlet_row, outlet_rows, stat
 from kiteq.pipe.settlement import head_of
@@ -57,6 +59,7 @@ class Administer:
             "dlq.show": self._dlq_show,
             "dlq.replay": self._dlq_replay,
             "dlq.purge": self._dlq_purge,
+            "msg.cancel": partial(cancel, core),
         }
 
     def handle(self, event: AdminAsked) -> tuple[()]:

@@ -43,6 +43,11 @@ async def stat(core: Core) -> Row:
         "store_limit": usage.limit,
         "disk_free": usage.disk_free,
         "unrouted_bytes": core.unrouted_bytes,
+        "delayed": {
+            "messages": core.delays.messages,
+            "bytes": core.delays.size,
+            "next_due_ms": core.delays.next_ms,
+        },
         "damaged_records": core.store.damaged_records,
         "refusing": None if core.refusing is None else core.refusing[1],
         "draining": core.draining,
