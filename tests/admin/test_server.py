@@ -118,7 +118,7 @@ async def test_more_connections_than_allowed_wait_for_a_place(
     hurried: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
-    async with answering(plain) as address, port_open(address) as first:
+    async with answering(plain) as address, port_open(address):
         await trio.sleep(0.1)  # until it is accepted
         async with trio.open_nursery() as nursery:
             answered = trio.Event()
