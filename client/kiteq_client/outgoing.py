@@ -15,7 +15,7 @@ from typing import Final
 from kiteq.errors import KiteQError, RemoteProtocolError, refusal
 from kiteq.limits import KIB, PUBLISH_MESSAGES_MAX, UNANSWERED_BYTES_MAX
 from kiteq.message import Message, Receipt, refuse_too_large
-from kiteq.remoting.packets import RECEIPT_DUPLICATE, Receipts
+from kiteq.remoting.packets import RECEIPT_DELAYED, RECEIPT_DUPLICATE, Receipts
 
 __all__ = ["Frame", "Outgoing", "Submission", "Unanswered"]
 
@@ -259,6 +259,6 @@ class Unanswered:
 
 def _exceptional(item: list[object], message: Message, broker: str, *, durable: bool) -> Result:
     _, code, reason, temporary = item[:4]
-    if code == RECEIPT_DUPLICATE:
-        return Receipt(message.id, broker, None, duplicate=True, durable=durable)
+    if code in (RECEIPT_DUPLICATE, RECEIPT_DELAYED):
+        return Receipt(message.id, broker, None, duplicate=code == RECEIPT_DUPLICATE, durable=durable)
     return refusal(str(code), str(reason), bool(temporary))
