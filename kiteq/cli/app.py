@@ -13,6 +13,7 @@ from kiteq.cli.administration import DEFAULT_BROKER, dead_letters, groups, stat
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json, given, resolve, with_server_flags
 from kiteq.cli.output import print_json, table
+from kiteq.cli.transactions import message_commands, transaction_commands
 
 __all__ = ["app"]
 
@@ -27,6 +28,8 @@ app = typer.Typer(
 settings_commands = typer.Typer(no_args_is_help=True, help="Settings of a broker.", rich_markup_mode=None)
 app.add_typer(groups, name="group")
 app.add_typer(dead_letters, name="dlq")
+app.add_typer(transaction_commands, name="tx")
+app.add_typer(message_commands, name="msg")
 app.add_typer(settings_commands, name="config")
 app.command("stat")(stat)
 
