@@ -78,6 +78,11 @@ def send(
         list[str] | None, typer.Option("--property", metavar="NAME=VALUE", help="A property; may be repeated.")
     ] = None,
     ttl: Annotated[str | None, typer.Option("--ttl", metavar="TIME", help="Time to live, like 60s.")] = None,
+    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver so much later, like 90s.")] = None,
+    deliver_at: Annotated[
+        str | None,
+        typer.Option("--deliver-at", metavar="TIME", help="Deliver then, like 2030-12-24T18:00; local without a zone."),
+    ] = None,
     message_id: Annotated[str | None, typer.Option("--id", metavar="HEX", help="The id, 32 hex digits.")] = None,
     fly: Annotated[bool, typer.Option("--fly", help="Never stored: only for who listens now.")] = False,
 ) -> None:
@@ -93,6 +98,8 @@ def send(
             group=group,
             properties=properties or (),
             ttl=ttl,
+            delay=delay,
+            deliver_at=deliver_at,
             message_id=message_id,
             fly=fly,
         )

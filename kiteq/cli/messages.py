@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 import trio
 
@@ -19,7 +20,7 @@ from kiteq.cli.failing import STATUS_USAGE, CommandFailed, sole
 from kiteq.cli.output import body_fields, print_json, printable
 from kiteq.cli.session import AdminSession
 from kiteq.errors import KiteQError, NotConnected
-from kiteq.limits import TTL_MS_MAX
+from kiteq.limits import DELAY_MS_MAX, TTL_MS_MAX
 from kiteq.message import Receipt
 from kiteq.values import Given, WrongValue, duration
 from kiteq_client import Client, Message, Received, direct, fanout, regex
@@ -38,6 +39,8 @@ class Sending:
     group: str
     properties: Sequence[str]
     ttl: str | None
+    delay: str | None
+    deliver_at: str | None
     message_id: str | None
     fly: bool
 
@@ -64,7 +67,9 @@ def send(asked: Sending) -> None:
             _body(asked.body),
             id=asked.message_id,
             properties=_properties(asked.properties),
-            ttl=_ttl(asked.ttl),
+            ttl=_seconds("--ttl", asked.ttl, 0.001, TTL_MS_MAX / 1000),
+            delay=_seconds("--delay", asked.delay, 0, DELAY_MS_MAX / 1000),
+            deliver_at=_moment(asked.deliver_at),
             fly=asked.fly,
         )
         message.encoded()
@@ -116,19 +121,33 @@ def _properties(pairs: Sequence[str]) -> dict[str, str]:
     return properties
 
 
-def _ttl(text: str | None) -> float | None:
+def _seconds(flag: str, text: str | None, lowest: float, highest: float) -> float | None:
     if text is None:
         return None
     try:
-        return float(str(duration(0.001, TTL_MS_MAX / 1000)(Given(text, "--ttl", is_toml=False))))
+        return float(str(duration(lowest, highest)(Given(text, flag, is_toml=False))))
     except WrongValue as error:
-        raise CommandFailed(f"--ttl is {text!r}; it must be {error}", STATUS_USAGE) from None
+        raise CommandFailed(f"{flag} is {text!r}; it must be {error}", STATUS_USAGE) from None
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Return a date and time; one without a zone is of this machine's."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        example = "2030-12-24T18:00 or 2030-12-24T18:00:00+01:00"
+        reason = f"--deliver-at is {text!r}; it must be a date and time, like {example}"
+        raise CommandFailed(reason, STATUS_USAGE) from None
 
 
 def _receipt_text(message: Message, receipt: Receipt) -> str:
     shown = f"id={receipt.message_id.hex()}"
     if receipt.duplicate:
         return f"already accepted before, stored once: {shown}"
+    if receipt.groups is None:
+        return f"{'stored' if receipt.durable else 'accepted'} until its time comes: {shown}"
     text = f"{'stored' if receipt.durable else 'accepted'}: {shown} groups={receipt.groups}"
     if receipt.groups == 0:
         where = f"{message.topic} {message.message_type}"
