@@ -33,6 +33,7 @@ COUNTERS: Final = {
     "dead": ("messages_dead", "Messages that became dead letters of a group."),
     "expired": ("messages_expired", "Messages whose time to live ended before a group acked them."),
     "damaged": ("messages_damaged", "Messages buried because their bytes are damaged."),
+    "cancelled": ("messages_cancelled", "Delayed messages that were cancelled by hand."),
     "fly_dropped": ("fly_messages_dropped", "Fly messages dropped because nobody could take them."),
 }
 """Counters of the core: name and help text of the metric, without prefix and `_total`."""
@@ -104,6 +105,8 @@ class _BrokerCollector(Collector):
         yield _gauge("unrouted_bytes", "Kept messages that no group was bound to.", stat["unrouted_bytes"])
         yield _gauge("delayed_messages", "Messages that wait for their time.", stat["delayed"]["messages"])
         yield _gauge("delayed_bytes", "Bytes of the delayed messages in the store.", stat["delayed"]["bytes"])
+        yield _gauge("delayed_messages", "Messages that wait for their time.", stat["delayed"]["messages"])
+        yield _gauge("delayed_bytes", "Bytes of the messages that wait for their time.", stat["delayed"]["bytes"])
         yield _gauge("damaged_records", "Records with a bad checksum found since the start.", stat["damaged_records"])
 
     def _counters(self) -> Iterator[Metric]:

@@ -78,7 +78,7 @@ def send(
         list[str] | None, typer.Option("--property", metavar="NAME=VALUE", help="A property; may be repeated.")
     ] = None,
     ttl: Annotated[str | None, typer.Option("--ttl", metavar="TIME", help="Time to live, like 60s.")] = None,
-    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver so much later, like 90s.")] = None,
+    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver that much later.")] = None,
     deliver_at: Annotated[
         str | None,
         typer.Option("--deliver-at", metavar="TIME", help="Deliver then, like 2030-12-24T18:00; local without a zone."),

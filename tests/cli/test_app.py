@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from kiteq import __version__
+from kiteq.cli.transactions import age_text
 from tests.cli.running import environment, kiteq, refused
 from tests.support.broker import free_port
 
 pytestmark = pytest.mark.slow
+
+ID = "00112233445566778899aabbccddeeff"
 
 
 @pytest.mark.parametrize("flag", ["--version", "-version"])
@@ -70,6 +73,13 @@ def test_config_check_says_what_is_ignored(tmp_path: Path) -> None:
     )
 
 
+def test_config_show_tells_counts_from_sizes(tmp_path: Path) -> None:
+    lines = kiteq(tmp_path, "config", "show", "--pport=13801", "--half-quota", "4096").stdout.splitlines()
+    shown = {name: value for name, value, _ in (re.split(" {2,}", line) for line in lines)}
+    assert (shown["half_quota"], shown["check_limit"], shown["connections"]) == ("4096", "15", "1024")
+    assert (shown["pport"], shown["message_limit"], shown["check_after"]) == ("13801", "1MiB", "6s")
+
+
 def test_config_show_gives_each_value_and_its_source(tmp_path: Path) -> None:
     (tmp_path / "kiteq.toml").write_text('topics = ["a", "b"]\n')
     words = ("config", "show", "--config", "kiteq.toml", "--ack-deadline", "2m")
@@ -90,7 +100,17 @@ def test_the_pipeline_is_printed_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("stat",), ("group", "list"), ("dlq", "list", "g"), ("send", "a", "b"), ("listen", "a")]
+    "words",
+    [
+        ("stat",),
+        ("group", "list"),
+        ("dlq", "list", "g"),
+        ("send", "a", "b"),
+        ("listen", "a"),
+        ("tx", "list"),
+        ("tx", "commit", ID, "--reason", "seen"),
+        ("msg", "cancel", ID),
+    ],
 )
 def test_no_broker_there_is_one_sentence(tmp_path: Path, words: tuple[str, ...]) -> None:
     address = f"127.0.0.1:{free_port()}"
@@ -112,12 +132,38 @@ def test_the_environment_may_name_the_broker(tmp_path: Path) -> None:
         (("send", "a", "t", "--id", "xyz"), "a message id as str must be 32 hex digits"),
         (("listen", "a", "t", "--regex", "x"), "give TYPE or --regex, not both"),
         (("group", "unsubscribe", "g", "a", "t", "--regex", "x"), "give TYPE or --regex, not both"),
+        (("tx", "show", "xyz"), "ID is 'xyz'; it must be 32 hex digits"),
+        (("tx", "resume", ID + "0"), f"ID is '{ID}0'; it must be 32 hex digits"),
+        (("msg", "cancel", "0x" + ID[2:]), f"ID is '0x{ID[2:]}'; it must be 32 hex digits"),
+        (("tx", "commit", ID, "--reason", " "), "--reason is empty; say why, for the audit log"),
+        (("tx", "rollback", ID, "--reason="), "--reason is empty; say why, for the audit log"),
+        (("tx", "list", "--older-than", "soon"), "--older-than is 'soon'; it must be a time like 90s, 10m or 2h"),
+        (("-bind=127.0.0.1:1", "-pport=1"), "pport is 127.0.0.1:1 (--pport), which is bind already"),
         (("stat", "--broker", "here"), "--broker is 'here'; it must be HOST:PORT"),
         (("send", "a", "t", "--broker", "h:x"), "'kiteq://h:x': the port must be 1 to 65535"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
     assert refused(tmp_path, *words, status=2).startswith(sentence)
+
+
+@pytest.mark.parametrize("verb", ["commit", "rollback"])
+def test_a_decision_by_hand_needs_a_reason(tmp_path: Path, verb: str) -> None:
+    done = kiteq(tmp_path, "tx", verb, ID)
+    assert done.returncode == 2
+    assert "--reason" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m"), (125, "2m 5s"), (3_600, "1h"), (7_320, "2h 2m"),
+        (86_400 * 3 + 7_200 + 5, "3d 2h"),
+    ],
+)  # fmt: skip
+def test_an_age_is_written_with_its_two_largest_units(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -127,6 +173,7 @@ def test_a_wrong_argument_is_one_sentence(tmp_path: Path, words: tuple[str, ...]
         (("config", "check"), ("structlog", "trio", "lmdb", "kiteq.broker", "kiteq_client")),
         (("send", "a b", "t"), ("structlog", "lmdb", "re2", "kiteq.store", "kiteq.pipe", "kiteq.broker")),
         (("stat", "--broker", "x"), ("structlog", "trio", "lmdb", "kiteq.broker", "kiteq_client")),
+        (("tx", "list", "--broker", "x"), ("structlog", "trio", "lmdb", "kiteq.broker", "kiteq_client", "hypercorn")),
     ],
 )
 def test_a_command_imports_only_what_it_needs(tmp_path: Path, words: tuple[str, ...], absent: tuple[str, ...]) -> None:

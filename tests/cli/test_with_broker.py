@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import trio
@@ -189,6 +191,29 @@ def test_the_broker_says_what_it_uses_and_how_to_try_it(broker: BrokerProcess) -
 def test_a_port_in_use_is_one_sentence(broker: BrokerProcess, tmp_path: Path) -> None:
     sentence = refused(tmp_path, f"-bind={broker.address}", "-db=memory://", status=1)
     assert sentence == f"cannot listen on {broker.address}: another process listens there"
+
+
+def test_an_http_port_in_use_is_one_sentence(broker: BrokerProcess, tmp_path: Path) -> None:
+    sentence = refused(tmp_path, "-bind=127.0.0.1:0", f"-pport={broker.port}", status=1)
+    assert sentence == f"cannot listen on {broker.address}: another process listens there"
+    assert not (tmp_path / "kiteq-data").exists()
+
+
+def test_the_http_port_answers_until_the_broker_has_drained(tmp_path: Path) -> None:
+    port = free_port()
+    with BrokerProcess(tmp_path, f"-pport={port}") as broker:
+        with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+            assert json.load(answer) == {"status": "ok"}
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert b"\nkiteq_uptime_seconds " in answer.read()
+        assert f"http://127.0.0.1:{port} has /stat, /binds, /healthz and /metrics\n" in broker.log()
+        idle = socket.create_connection(("127.0.0.1", port), 10)
+        assert broker.stop() == 0
+        assert idle.recv(1) == b""
+        idle.close()
+    assert "Traceback" not in broker.log()
+    assert "GET" not in broker.log()
+    assert "hypercorn" not in broker.log()
 
 
 def test_a_second_broker_on_the_folder_is_one_sentence(broker: BrokerProcess, tmp_path: Path) -> None:
