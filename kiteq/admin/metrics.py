@@ -105,8 +105,6 @@ class _BrokerCollector(Collector):
         yield _gauge("unrouted_bytes", "Kept messages that no group was bound to.", stat["unrouted_bytes"])
         yield _gauge("delayed_messages", "Messages that wait for their time.", stat["delayed"]["messages"])
         yield _gauge("delayed_bytes", "Bytes of the delayed messages in the store.", stat["delayed"]["bytes"])
-        yield _gauge("delayed_messages", "Messages that wait for their time.", stat["delayed"]["messages"])
-        yield _gauge("delayed_bytes", "Bytes of the messages that wait for their time.", stat["delayed"]["bytes"])
         yield _gauge("damaged_records", "Records with a bad checksum found since the start.", stat["damaged_records"])
 
     def _counters(self) -> Iterator[Metric]:
