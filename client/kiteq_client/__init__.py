@@ -15,14 +15,18 @@ from kiteq.errors import (
     UnknownTransaction,
 )
 from kiteq.message import Message, Receipt, Received
+from kiteq_client.by_id import Prepared
+from kiteq_client.checking import Checker
 from kiteq_client.client import Client
 from kiteq_client.decision import Decision
 from kiteq_client.delivery import Delivery
 from kiteq_client.handlers import Handlers, Reject, RetryAfter
 from kiteq_client.statistics import Statistics
+from kiteq_client.transaction import Outcome, Transaction
 
 __all__ = [
     "AuthenticationError",
+    "Checker",
     "Client",
     "ClientClosed",
     "Decision",
@@ -33,7 +37,9 @@ __all__ = [
     "Message",
     "MessageTooLarge",
     "NotConnected",
+    "Outcome",
     "PartlySent",
+    "Prepared",
     "Receipt",
     "Received",
     "Refused",
@@ -41,6 +47,7 @@ __all__ = [
     "RetryAfter",
     "SendTimeout",
     "Statistics",
+    "Transaction",
     "TransactionConflict",
     "UnknownTransaction",
     "direct",

@@ -11,10 +11,13 @@ import anyio
 from anyio.abc import ByteStream, TaskGroup
 
 from kiteq.errors import KiteQError, NotConnected, Refused, SendTimeout
-from kiteq.remoting.packets import Hello
+from kiteq.remoting.packets import Ask, Hello
+from kiteq_client.deciding import Deciding
 from kiteq_client.outgoing import Unanswered
+from kiteq_client.preparing import Preparing
 from kiteq_client.registry import Address
 from kiteq_client.session import Session, Shared
+from kiteq_client.transactions import Transactions
 
 __all__ = ["Broker"]
 
@@ -38,6 +41,7 @@ class Broker:
         self,
         address: Address,
         shared: Shared,
+        transactions: Transactions,
         hello: Callable[[int], Hello],
         *,
         connected: Callable[[Session], None],
@@ -46,10 +50,13 @@ class Broker:
         self.address = address
         self.session: Session | None = None
         self.unanswered = Unanswered(shared.outgoing, shared.timeout)
+        self.preparing = Preparing(shared.outgoing, transactions.answered_late)
+        self.deciding = Deciding(self.wake, transactions.settled)
         self.error: Exception = NotConnected(f"{address} did not accept the connection within {shared.timeout:g} s")
         self.tried = anyio.Event()
         self.connects = 0
         self._shared = shared
+        self._transactions = transactions
         self._hello = hello
         self._connected = connected
         self._on_failed = failed
@@ -65,6 +72,20 @@ class Broker:
     def takes_messages(self) -> bool:
         """Whether new messages can go to this broker now."""
         return self.session is not None and self.session.takes_messages
+
+    @property
+    def load(self) -> int:
+        """How many messages wait for this broker's answer."""
+        return self.preparing.load + sum(len(frame.blobs) for frame in self.unanswered.frames.values())
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        if self.session is not None:
+            self.session.wake()
+
+    def asked(self, packet: Ask) -> None:
+        """Answer what the broker asks about transactions."""
+        self._transactions.asked(self, packet)
 
     async def run(self) -> None:
         """Connect, carry packets, connect again; until cancelled."""
@@ -107,6 +128,7 @@ class Broker:
                     f"{self.address} did not accept the connection within {self._shared.timeout:g} s"
                 ) from error
             self._check_same_broker(session.broker)
+            self.deciding.connected(session.broker)
             self.session = session
             self.connects += 1
             if self.connects > 1:
@@ -140,7 +162,9 @@ class Broker:
     def _check_same_broker(self, name: str) -> None:
         """What another broker at this address did not answer, nobody will ever answer."""
         if self._name and name != self._name:
-            self.unanswered.refuse_all(
-                SendTimeout(f"{self.address} is now broker {name}, so {self._name} will not answer: outcome unknown")
+            error = SendTimeout(
+                f"{self.address} is now broker {name}, so {self._name} will not answer: outcome unknown"
             )
+            self.unanswered.refuse_all(error)
+            self.preparing.refuse_all(error)
         self._name = name

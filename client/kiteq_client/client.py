@@ -19,34 +19,33 @@ from typing import Any, Final, Self
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from kiteq.binding.bindings import Binding, to_wire
-from kiteq.errors import ClientClosed, NotConnected, PartlySent, Refused
-from kiteq.limits import (
-    HANDLER_TIMEOUT_SECONDS,
-    MAX_IN_FLIGHT_DEFAULT,
-    PREFETCH_DEFAULT,
-    PREFETCH_MAX,
-    SEND_TIMEOUT_SECONDS,
-)
+from kiteq.binding.bindings import Binding
+from kiteq.errors import ClientClosed, PartlySent
+from kiteq.limits import HANDLER_TIMEOUT_SECONDS, MAX_IN_FLIGHT_DEFAULT, PREFETCH_DEFAULT, SEND_TIMEOUT_SECONDS
 from kiteq.message import Message, Receipt, check_name
-from kiteq.remoting.packets import PROTOCOL, WIRE_VERSION, Admin, Hello, Subscribe, Unsubscribe
+from kiteq.remoting.packets import Admin
+from kiteq_client import by_id
 from kiteq_client.broker import Broker
+from kiteq_client.brokers import Brokers, Greeting
+from kiteq_client.checking import Checker, CheckFunction, Checking
 from kiteq_client.consumer import Consumer
+from kiteq_client.decision import Decision
 from kiteq_client.delivery import Deliveries
-from kiteq_client.handlers import Handler, Handlers, check_handler
+from kiteq_client.handlers import Handler, Handlers
+from kiteq_client.options import check_numbers, check_topics, choose_checker, choose_find
 from kiteq_client.producer import Producer
 from kiteq_client.registry import parse_registry
 from kiteq_client.session import Session, Shared
 from kiteq_client.signal import Signal
 from kiteq_client.statistics import Counters, Statistics
 from kiteq_client.stopping import wait_signal_or
+from kiteq_client.transaction import Transaction, check_messages, to_milliseconds
+from kiteq_client.transactions import Transactions
 
 __all__ = ["Client"]
 
 logger = logging.getLogger("kiteq_client")
 
-OTHERS_SECONDS: Final = 0.5
-"""Once one broker has accepted, how long entering waits to hear of the others."""
 LEAVE_POLL_SECONDS: Final = 0.005
 """How often leaving looks whether all sends are answered; only then is anything polled."""
 WATCH_SECONDS_MAX: Final = 0.25
@@ -61,6 +60,7 @@ class Client:
     topics: what it will publish; a broker that does not serve one of them refuses at once.
     bindings: made durable when the client enters; see `direct`, `regex`, `fanout`.
     handlers, on_message: who handles messages; `on_message` is one function for all.
+    on_check: who knows what became of transactions; a function, or a `Checker`.
     prefetch: unacked messages per connection. concurrency: handlers at a time; above 1 order is given up.
     handler_timeout: seconds until a handler is cancelled and its message nacked.
     max_in_flight: messages sent and not answered. timeout: seconds to wait for an answer.
@@ -79,6 +79,7 @@ class Client:
         bindings: Iterable[Binding] = (),
         handlers: Handlers | None = None,
         on_message: Handler | None = None,
+        on_check: CheckFunction | Checker | None = None,
         prefetch: int = PREFETCH_DEFAULT,
         concurrency: int = 1,
         handler_timeout: float = HANDLER_TIMEOUT_SECONDS,
@@ -87,47 +88,50 @@ class Client:
         warm_up: int = 0,
         wait: bool = True,
     ) -> None:
-        _check_numbers(prefetch, concurrency, max_in_flight, handler_timeout, timeout, warm_up)
-        if handlers is not None and on_message is not None:
-            raise ValueError("give handlers or on_message, not both")
-        if on_message is not None:
-            check_handler(on_message)
-        if isinstance(topics, str):
-            raise ValueError("topics must be a list of topics, not a str")  # noqa: TRY004 one kind of error
+        check_numbers(prefetch, concurrency, max_in_flight, handler_timeout, timeout, warm_up)
         self.group = check_name("group", group)
-        self._topics = [check_name("topic", topic) for topic in topics]
-        self._bindings = list(bindings)
         self._timeout = timeout
         self._handler_timeout = handler_timeout
-        self._warm_up = warm_up
-        self._concurrency = concurrency
         self._wait = wait
-        self._instance = os.urandom(16)
+        self._topics = check_topics(topics)
         self._counters = Counters()
         self._watched = Signal()
-        self._producer = Producer(max_in_flight, timeout, ready=self._wake_writers, watched=self._watched.set)
+        greeting = Greeting(
+            os.urandom(16), group, self._topics, list(bindings), warm_up=warm_up, concurrency=concurrency
+        )
+        self._brokers = Brokers(greeting)
+        self._producer = Producer(max_in_flight, timeout, ready=self._brokers.wake_writers, watched=self._watched.set)
         self._consumer = Consumer(
             group,
-            handlers.find if handlers is not None else None if on_message is None else lambda *_: on_message,
+            choose_find(handlers, on_message),
             prefetch=prefetch,
             concurrency=concurrency,
             handler_timeout=handler_timeout,
-            sessions=self._sessions,
+            sessions=self._brokers.sessions,
             busy=self._watched.set,
         )
-        shared = Shared(
+        self._transactions = Transactions(
+            self._brokers.all,
+            Checking(group, choose_checker(handlers, on_check)),
             self._producer.outgoing,
-            self._consumer.incoming,
-            prefetch,
-            timeout,
-            self._consumer.held_tags,
             self._counters,
+            timeout=timeout,
+            handler_timeout=handler_timeout,
+            topics=self._topics,
+            watched=self._watched.set,
+            check=self._check,
         )
-        self._brokers = [
-            Broker(address, shared, self._hello, connected=self._connected, failed=self._progressed)
-            for address in parse_registry(registry)
-        ]
-        self._progress = Signal()
+        shared = Shared(
+            self._producer.outgoing, self._consumer.incoming, prefetch, timeout, self._consumer.held_tags,
+            self._counters,
+        )  # fmt: skip
+        for address in parse_registry(registry):
+            self._brokers.all.append(
+                Broker(
+                    address, shared, self._transactions, greeting.hello,
+                    connected=self._connected, failed=self._brokers.progress.set,
+                )
+            )  # fmt: skip
         self._state = "new"
         self._task_id: int | None = None
         self._failure: Exception | None = None
@@ -142,6 +146,11 @@ class Client:
         self._state = "open"
         self._task_id = anyio.get_current_task().id
         self._stopped = anyio.Event()
+        if self._transactions.checking.has_check and not self._topics:
+            logger.warning(
+                "there is a check function, and topics= is empty: the broker asks only clients that name the topics "
+                "they publish"
+            )
         self._lifetime = self._live_through()
         await self._lifetime.__aenter__()
         return self
@@ -178,9 +187,10 @@ class Client:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._guarded, self._watch)
-                for broker in self._brokers:
+                for broker in self._brokers.all:
                     tasks.start_soon(self._guarded, broker.run)
                 tasks.start_soon(self._guarded, self._consumer.run_workers)
+                tasks.start_soon(self._guarded, self._transactions.checking.run)
                 task_status.started(tasks)
 
     async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -191,37 +201,34 @@ class Client:
             logger.exception("the client failed")
             self._failure = error
             self._producer.end_all(error)
+            self._transactions.end_all(error)
             self._stopped.set()
             self._consumer.incoming.wake_all()
-            self._progress.set()
+            self._brokers.progress.set()
 
     async def _wait_connected(self) -> None:
         """Return when a broker has accepted. Raises what the brokers answered otherwise."""
         if not self._wait:
             return
-        with anyio.move_on_after(self._timeout):
-            while not self._sessions() and self._failure is None and not all(map(_is_final, self._brokers)):
-                await self._progress.wait()
+        await self._brokers.wait_connected(self._timeout, lambda: self._failure is not None)
         if self._failure is not None:
             raise self._failure
-        if not self._sessions():
-            raise self._not_connected()
-        with anyio.move_on_after(OTHERS_SECONDS):
-            for broker in self._brokers:
-                await broker.tried.wait()
+        self._brokers.connected_sessions()
+        await self._brokers.wait_others()
 
     async def _leave(self) -> None:
-        """Finish handlers, sends and acks, each within its time; then say goodbye."""
+        """Finish handlers, sends, decisions and acks, each within its time; then say goodbye."""
         await self._consumer.finish()
         self._state = "closed"
-        sessions = self._sessions()
-        with anyio.move_on_after(self._timeout if sessions else 0):
-            while self._producer.is_waiting:  # noqa: ASYNC110 only here, and no event per message for it
+        transactions = self._transactions
+        with anyio.move_on_after(self._timeout if self._brokers.sessions() or transactions.pending else 0):
+            while self._producer.is_waiting or transactions.is_waiting:  # noqa: ASYNC110 only here: no event per message
                 await anyio.sleep(LEAVE_POLL_SECONDS)
         async with anyio.create_task_group() as tasks:
-            for session in sessions:
+            for session in self._brokers.sessions():
                 tasks.start_soon(self._leave_session, session)
         self._producer.end_all()
+        transactions.end_all()
         self._stopped.set()
         self._consumer.incoming.wake_all()
 
@@ -259,12 +266,47 @@ class Client:
             raise PartlySent(results)
         return results  # type: ignore[return-value]
 
+    # --- transactions --------------------------------------------------------------------------
+    def transaction(self, *messages: Message, confirm: bool = False, check_after: float | None = None) -> Transaction:
+        """Return an `async with` block around a database transaction: leaving it commits the messages, all or none.
+
+        They are durable when the block begins, and delivered to nobody before it is left. confirm: raise
+        `DecisionPending` when the commit is not answered within `timeout`; otherwise that is a warning.
+        check_after: seconds until the broker first asks about it; None is the broker's default.
+
+        Raises `ValueError` for messages that cannot be in it. Entering raises what `send` raises, and then
+        nothing has happened. Leaving raises `TransactionConflict` if it was rolled back meanwhile, and
+        `UnknownTransaction`.
+        """
+        check_messages(messages)
+        return Transaction(self._transactions, messages, to_milliseconds(check_after), confirm=confirm)
+
+    async def prepare(self, *messages: Message, check_after: float | None = None) -> by_id.Prepared:
+        """Make the messages of a transaction durable, for `commit` or `rollback` later; until then checks decide.
+
+        Raises what entering a `transaction` raises.
+        """
+        check_messages(messages)
+        return await by_id.prepare(self._transactions, messages, to_milliseconds(check_after))
+
+    async def commit(self, transaction: by_id.Prepared | bytes | str) -> None:
+        """Commit what `prepare` made, or what has this id (16 bytes or 32 hex digits); durable when it returns.
+
+        Raises `TransactionConflict` if it was rolled back, `UnknownTransaction`, `DecisionPending` if there
+        is no answer in time (the client goes on sending it), `NotConnected`.
+        """
+        await by_id.decide(self._transactions, transaction, Decision.COMMIT)
+
+    async def rollback(self, transaction: by_id.Prepared | bytes | str) -> None:
+        """Roll back, else as `commit`."""
+        await by_id.decide(self._transactions, transaction, Decision.ROLLBACK)
+
     # --- consuming -----------------------------------------------------------------------------
     async def run(self) -> None:
-        """Let the handlers consume until cancelled, SIGTERM or SIGINT."""
+        """Let the handlers and the check function work until cancelled, SIGTERM or SIGINT."""
         self._check()
-        if not self._consumer.has_handlers:
-            raise RuntimeError("run() needs handlers= or on_message=")
+        if not self._consumer.has_handlers and not self._transactions.checking.has_check:
+            raise RuntimeError("run() needs handlers=, on_message= or on_check=")
         await wait_signal_or(self._stopped)
         if self._failure is not None:
             raise self._failure
@@ -283,33 +325,38 @@ class Client:
     # --- bindings and administration -----------------------------------------------------------
     async def subscribe(self, binding: Binding) -> None:
         """Add a binding, or change it; durable when this returns."""
-        for session in self._connected_sessions():
-            await session.ask(lambda request: Subscribe(request, [to_wire(binding)]))
-        self._bindings = [known for known in self._bindings if not _same(known, binding)] + [binding]
+        self._check()
+        await self._brokers.subscribe(binding)
 
     async def unsubscribe(self, binding: Binding) -> None:
         """Remove a binding of this client's group, durably; with its last one in a topic goes what waits there."""
-        for session in self._connected_sessions():
-            await session.ask(lambda request: Unsubscribe(request, binding.topic, int(binding.kind), binding.pattern))
-        self._bindings = [known for known in self._bindings if not _same(known, binding)]
+        self._check()
+        await self._brokers.unsubscribe(binding)
 
     async def admin(self, verb: str, **arguments: Any) -> Any:
         """Ask the first connected broker an administrative question; `doc/protocol.md` lists the verbs."""
-        return await self._connected_sessions()[0].ask(lambda request: Admin(request, verb, arguments))
+        self._check()
+        return await self._brokers.connected_sessions()[0].ask(lambda request: Admin(request, verb, arguments))
 
     def statistics(self) -> Statistics:
         """Return what this client did so far, and with whom it is connected."""
-        counters = self._counters
+        counters, brokers = self._counters, self._brokers.all
         return Statistics(
-            connected=tuple(str(broker.address) for broker in self._brokers if broker.session is not None),
-            not_reached={str(broker.address): str(broker.error) for broker in self._brokers if broker.session is None},
+            connected=tuple(str(broker.address) for broker in brokers if broker.session is not None),
+            not_reached={str(broker.address): str(broker.error) for broker in brokers if broker.session is None},
             in_flight=self._producer.outgoing.in_flight,
             sent=counters.sent,
             received=self._consumer.incoming.received,
             acked=counters.acked,
             nacked=counters.nacked,
             stale=counters.stale,
-            reconnects=sum(max(0, broker.connects - 1) for broker in self._brokers),
+            reconnects=sum(max(0, broker.connects - 1) for broker in brokers),
+            committed=counters.committed,
+            rolled_back=counters.rolled_back,
+            conflicts=counters.conflicts,
+            unknown_transactions=counters.unknown_transactions,
+            pending_decisions=self._transactions.pending,
+            checks=dict(counters.checks),
         )
 
     # --- what the parts ask --------------------------------------------------------------------
@@ -319,77 +366,25 @@ class Client:
         if self._state != "open":
             raise ClientClosed("use the client inside its `async with` block")
 
-    def _sessions(self) -> list[Session]:
-        return [broker.session for broker in self._brokers if broker.session is not None]
-
-    def _connected_sessions(self) -> list[Session]:
-        self._check()
-        sessions = self._sessions()
-        if not sessions:
-            raise self._not_connected()
-        return sessions
-
-    def _not_connected(self) -> Exception:
-        for broker in self._brokers:
-            if isinstance(broker.error, Refused):
-                return broker.error
-        return NotConnected("; ".join(str(broker.error) for broker in self._brokers))
-
-    def _hello(self, request: int) -> Hello:
-        bindings = [to_wire(binding) for binding in self._bindings]
-        return Hello(
-            request, PROTOCOL, [WIRE_VERSION], self._instance, self.group, self._topics, bindings,
-            self._warm_up, self._concurrency,
-        )  # fmt: skip
-
     def _connected(self, session: Session) -> None:
         self._consumer.connected(session)
-        self._progress.set()
-
-    def _progressed(self) -> None:
-        self._progress.set()
-
-    def _wake_writers(self) -> None:
-        # The first one woken takes most of what waits, so they take turns.
-        self._brokers.append(self._brokers.pop(0))
-        for session in self._sessions():
-            session.wake()
+        self._transactions.connected()
+        self._brokers.progress.set()
 
     async def _watch(self) -> None:
         """The watchdog of all timeouts: a cancel scope for each call and message would cost far more."""
         period_s = min(WATCH_SECONDS_MAX, self._timeout / 20, self._handler_timeout / 20)
         while True:
-            if not self._producer.is_waiting and not self._consumer.is_handling:
+            if not (self._producer.is_waiting or self._consumer.is_handling or self._transactions.is_waiting):
                 await self._watched.wait()
             await anyio.sleep(period_s)
             now = monotonic()
             self._consumer.expire_handlers(now)
-            if self._producer.end_late(now, lambda: None if self._sessions() else self._not_connected()):
-                for broker in self._brokers:
+            self._transactions.watch(now, self._not_connected)
+            if self._producer.end_late(now, self._not_connected):
+                for broker in self._brokers.all:
                     if broker.session is None:
                         broker.unanswered.forget_given_up()
 
-
-def _is_final(broker: Broker) -> bool:
-    return broker.tried.is_set() and isinstance(broker.error, Refused) and not broker.error.temporary
-
-
-def _same(one: Binding, other: Binding) -> bool:
-    return (one.topic, one.kind, one.pattern) == (other.topic, other.kind, other.pattern)
-
-
-def _check_numbers(
-    prefetch: int, concurrency: int, max_in_flight: int, handler_timeout: float, timeout: float, warm_up: int
-) -> None:
-    for name, value, most in (
-        ("prefetch", prefetch, PREFETCH_MAX),
-        ("concurrency", concurrency, PREFETCH_MAX),
-        ("max_in_flight", max_in_flight, 1_000_000),
-    ):
-        if not 1 <= value <= most:
-            raise ValueError(f"{name} must be 1 to {most}, not {value}")
-    for name, seconds in (("handler_timeout", handler_timeout), ("timeout", timeout)):
-        if not seconds > 0:
-            raise ValueError(f"{name} must be above 0 seconds, not {seconds}")
-    if warm_up < 0:
-        raise ValueError(f"warm_up must be at least 0 seconds, not {warm_up}")
+    def _not_connected(self) -> Exception | None:
+        return None if self._brokers.sessions() else self._brokers.not_connected()

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from kiteq.message import Received, check_name
+from kiteq_client.checking import Checker, CheckFunction, check_checker
 
 __all__ = ["Handler", "Handlers", "Reject", "RetryAfter", "check_handler"]
 
 Handler = Callable[[Received], Awaitable[object]]
 _H = TypeVar("_H", bound=Handler)
+_C = TypeVar("_C", bound=CheckFunction | Checker)
 
 
 class RetryAfter(Exception):
@@ -55,6 +57,12 @@ class Handlers:
     def __init__(self) -> None:
         self._exact: dict[tuple[str, str], Handler] = {}
         self._topics: dict[str, Handler] = {}
+        self.checker: CheckFunction | Checker | None = None
+
+    @property
+    def only_checks(self) -> bool:
+        """Whether these are for a producer: a check function, and no handler."""
+        return self.checker is not None and not self._exact and not self._topics
 
     def on(self, topic: str, message_type: str | None = None) -> Callable[[_H], _H]:
         """Register the decorated function for a message type, or for all others of the topic."""
@@ -75,6 +83,14 @@ class Handlers:
             return handler
 
         return register
+
+    def check(self, function: _C) -> _C:
+        """Register the decorated function, or a `Checker`, as the one that is asked about transactions."""
+        if self.checker is not None:
+            raise ValueError("there is a check function already")
+        check_checker(function)
+        self.checker = function
+        return function
 
     def find(self, topic: str, message_type: str) -> Handler | None:
         """Return the handler of a message, or None."""

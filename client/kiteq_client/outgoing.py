@@ -90,6 +90,7 @@ class Outgoing:
         self.in_flight_bytes = 0
         self._waiting: deque[Submission] = deque()
         self._ready = ready
+        self._wanted = False
 
     def submit(self, submission: Submission) -> None:
         """Queue the messages of a call."""
@@ -104,6 +105,8 @@ class Outgoing:
 
     def take(self, body_bytes_max: int) -> Frame | None:
         """Return the next frame that the window has room for; it counts as in flight from now on."""
+        if self._wanted:
+            return None
         parts: list[tuple[Submission, int, int]] = []
         blobs: list[bytes] = []
         room = min(self.messages_max - self.in_flight, PUBLISH_MESSAGES_MAX)
@@ -146,10 +149,30 @@ class Outgoing:
 
     def release(self, frame: Frame) -> None:
         """Give the room of a frame back."""
-        self.in_flight -= len(frame.blobs)
-        self.in_flight_bytes -= frame.size
-        if self._waiting:
-            self._ready()
+        self.give_back(len(frame.blobs), frame.size)
+
+    def reserve(self, messages: int, size: int) -> bool:
+        """Take room for messages that do not come from here; while they wait for it, others get none."""
+        if self.in_flight and (
+            self.in_flight + messages > self.messages_max or self.in_flight_bytes + size > UNANSWERED_BYTES_MAX
+        ):
+            self._wanted = True
+            return False
+        self.in_flight += messages
+        self.in_flight_bytes += size
+        return True
+
+    def give_back(self, messages: int, size: int) -> None:
+        """Give room back."""
+        self.in_flight -= messages
+        self.in_flight_bytes -= size
+        if self._waiting or self._wanted:
+            self.want_no_more()
+
+    def want_no_more(self) -> None:
+        """Let everybody look for room again: there is more, or who waited for it does so no longer."""
+        self._wanted = False
+        self._ready()
 
     def _has_bytes_for(self, blob: bytes) -> bool:
         return self.in_flight_bytes + len(blob) <= UNANSWERED_BYTES_MAX

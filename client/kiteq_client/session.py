@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import anyio
 from anyio.abc import ByteStream
 
-from kiteq.errors import NotConnected, ProtocolError, RemoteProtocolError, SendTimeout, refusal
+from kiteq.errors import NotConnected, ProtocolError, RemoteProtocolError, refusal
 from kiteq.limits import (
     ACK_DEADLINE_SECONDS,
     BODY_BYTES_MAX_DEFAULT,
@@ -30,7 +30,9 @@ from kiteq.remoting.packets import (
     WIRE_VERSION,
     Admin,
     AdminReply,
+    Ask,
     Credit,
+    Decided,
     Deliver,
     Extend,
     Goodbye,
@@ -38,6 +40,7 @@ from kiteq.remoting.packets import (
     Packet,
     Ping,
     Pong,
+    Prepared,
     Publish,
     Receipts,
     Refusal,
@@ -47,8 +50,11 @@ from kiteq.remoting.packets import (
     Unsubscribe,
     Welcome,
 )
+from kiteq_client.deciding import Deciding
 from kiteq_client.incoming import Answers, Batch, Incoming, to_ranges
 from kiteq_client.outgoing import Outgoing, Unanswered
+from kiteq_client.preparing import Preparing
+from kiteq_client.requests import Requests
 from kiteq_client.signal import Signal
 from kiteq_client.statistics import Counters
 
@@ -80,23 +86,16 @@ class Shared(NamedTuple):
     counters: Counters
 
 
-class _Request:
-    """A request somebody waits for."""
-
-    __slots__ = ("answered", "error", "result")
-
-    def __init__(self) -> None:
-        self.answered = anyio.Event()
-        self.result: Any = None
-        self.error: Exception | None = None
-
-
 class _Owner(Protocol):
     """The broker a session belongs to."""
 
     unanswered: Unanswered
+    preparing: Preparing
+    deciding: Deciding
 
     def next_request(self) -> int: ...
+
+    def asked(self, packet: Ask) -> None: ...
 
 
 class Session:
@@ -115,8 +114,9 @@ class Session:
         self._owner = owner
         self._shared = shared
         self._unanswered = owner.unanswered
+        self._sent = (owner.unanswered, owner.preparing, owner.deciding)
         self._decoder = Decoder(BODY_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES)
-        self._requests: dict[int, _Request] = {}
+        self._requests = Requests(shared.timeout)
         self._control: list[bytes] = []
         self._wake = Signal()
         self._flush = Signal()
@@ -126,7 +126,7 @@ class Session:
         self._idle_s = IDLE_SECONDS_MAX
         self._extend_s = ACK_DEADLINE_SECONDS / 3
         self._sent_at = self._received_at = anyio.current_time()
-        self._writing = False
+        self._writing = self._said_goodbye = False
         self.goodbye = anyio.Event()
 
     # --- the greeting --------------------------------------------------------------------------
@@ -160,6 +160,7 @@ class Session:
         try:
             for request, frame in self._unanswered.frames.items():
                 self._control.append(encode_packet(Publish(request, frame.blobs)))
+            self._control += map(encode_packet, self._owner.preparing.unanswered())
             self._wake.set()
             with self._scope:
                 async with anyio.create_task_group() as tasks:
@@ -170,10 +171,7 @@ class Session:
             self.alive = self._writing = False
             self._control = []
             self._shared.incoming.drop(self)
-            for waiting in self._requests.values():
-                waiting.error = NotConnected(f"the connection to {self.broker} was lost: {self.reason}")
-                waiting.answered.set()
-            self._requests.clear()
+            self._requests.refuse_all(NotConnected(f"the connection to {self.broker} was lost: {self.reason}"))
         return self.reason
 
     async def _ending_with_reason(self, work: Callable[[], Any]) -> None:
@@ -207,6 +205,8 @@ class Session:
         """Send all that is queued, one piece at a time, until nothing is."""
         while True:
             pieces, self._control = self._control, []
+            if self.alive and not self._said_goodbye:
+                self._take_transactional(pieces)
             if self.alive and not self.leaving:
                 while (frame := self._shared.outgoing.take(self._body_bytes_max)) is not None:
                     self._unanswered.add(request := self._owner.next_request(), frame)
@@ -217,6 +217,13 @@ class Session:
             await self._stream.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             self._writing = False
             self._sent_at = anyio.current_time()
+
+    def _take_transactional(self, pieces: list[bytes]) -> None:
+        """Half messages go before others, and decisions after what was added to their transactions."""
+        owner = self._owner
+        if not self.leaving and owner.preparing.waiting:
+            pieces += map(encode_packet, owner.preparing.take(owner.next_request, self._body_bytes_max))
+        pieces += map(encode_packet, owner.deciding.take(owner.next_request))
 
     async def _flush_answers(self) -> str:
         while True:
@@ -252,6 +259,12 @@ class Session:
                     logger.warning("%s sent receipts for an unknown request", self.broker)
             elif kind is Deliver:
                 self._deliver(packet)  # type: ignore[arg-type]
+            elif kind is Prepared:
+                self._owner.preparing.answer(packet, self.broker)  # type: ignore[arg-type]
+            elif kind is Decided:
+                self._owner.deciding.answer(packet)  # type: ignore[arg-type]
+            elif kind is Ask:
+                self._owner.asked(packet)  # type: ignore[arg-type]
             elif kind is Settled:
                 self.answers.settled(packet.request, packet.stale)  # type: ignore[union-attr]
             elif kind is Ping:
@@ -259,9 +272,7 @@ class Session:
             elif kind is Refusal:
                 self._refused(packet)  # type: ignore[arg-type]
             elif kind is Subscribed or kind is AdminReply:
-                if (request := self._requests.pop(packet.request, None)) is not None:
-                    request.result = packet.result if type(packet) is AdminReply else None
-                    request.answered.set()
+                self._requests.answer(packet.request, packet.result if type(packet) is AdminReply else None)
             elif kind is Goodbye:
                 logger.info("%s says goodbye: %s", self.broker, packet.reason)  # type: ignore[union-attr]
                 self.leaving = True
@@ -282,13 +293,12 @@ class Session:
         error = refusal(packet.code, packet.reason, packet.temporary)
         if packet.request == 0:
             self.reason = f"the broker ended the connection: {error}"
-        elif (request := self._requests.pop(packet.request, None)) is not None:
-            request.error = error
-            request.answered.set()
+        elif self._requests.refuse(packet.request, error):
+            return
         elif packet.request in self.answers.unsettled:
             self.answers.settled(packet.request, [])
             logger.warning("%s refused an ack or nack: %s", self.broker, error)
-        elif not self._unanswered.refuse(packet.request, error):
+        elif not any(part.refuse(packet.request, error) for part in self._sent):
             logger.warning("%s refused: %s", self.broker, error)
 
     # --- what is asked of it -------------------------------------------------------------------
@@ -343,24 +353,15 @@ class Session:
     async def ask(self, make: Callable[[int], Subscribe | Unsubscribe | Admin]) -> Any:
         """Send a request and return its result. Raises its refusal, `SendTimeout` or `NotConnected`."""
         number = self._owner.next_request()
-        self._requests[number] = request = _Request()
-        self.send(make(number))
-        try:
-            with anyio.fail_after(self._shared.timeout):
-                await request.answered.wait()
-        except TimeoutError:
-            raise SendTimeout(f"{self.broker} did not answer within {self._shared.timeout:g} s") from None
-        finally:
-            self._requests.pop(number, None)
-        if request.error is not None:
-            raise request.error
-        return request.result
+        return await self._requests.ask(number, lambda: self.send(make(number)), self.broker)
 
     @property
     def is_quiet(self) -> bool:
         """Whether everything sent is answered, and everything delivered is answered and confirmed."""
         return not (
             self._unanswered.frames
+            or self._owner.preparing.is_open
+            or self._owner.deciding.is_open
             or self.answers.count
             or self.answers.unsettled
             or self._control
@@ -380,7 +381,7 @@ class Session:
         if self.alive:
             self.flush()
             self.reason = self.reason or "the client left"
-            self.leaving = True
+            self.leaving = self._said_goodbye = True
             self.send(Goodbye(self._owner.next_request(), "leaving"))
             while self._control or self._writing:  # noqa: ASYNC110 only here, not per piece
                 await anyio.sleep(LEAVE_POLL_SECONDS)

@@ -1,0 +1,200 @@
+"""Half messages on their way to one broker.
+
+Theory of operation. A `Preparation` brings the messages of one transaction, or an addition to it; it is
+whole in one packet. What several tasks prepare in the same moment leaves in one packet. They share the
+window of messages that are sent and not answered. A packet stays here until the broker answers it, so
+that it can be sent again, byte for byte, after a reconnect to the same broker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from kiteq.errors import RemoteProtocolError, refusal
+from kiteq.limits import PUBLISH_MESSAGES_MAX
+from kiteq.message import refuse_too_large
+from kiteq.remoting.packets import Enlist, Prepare, Prepared
+from kiteq_client.outgoing import FRAME_BYTES, Outgoing
+
+if TYPE_CHECKING:
+    from kiteq_client.broker import Broker
+
+__all__ = ["Preparation", "Preparing"]
+
+logger = logging.getLogger("kiteq_client")
+
+BEGIN: Final = b""
+"""The token of a transaction that the broker does not know yet."""
+
+
+class Preparation:
+    """Messages of one transaction, and what the broker says to them.
+
+    token: `BEGIN`, or of the transaction they are added to. body_bytes: of the largest body.
+    deadline, finish: as in a `Verdict`. broker: that it was given to. `sent` once a connection took it,
+    `ended` once it has an answer or nobody waits for it any more; then `error`, or else `handle` as the
+    broker gave it.
+    """
+
+    __slots__ = (
+        "blobs", "body_bytes", "broker", "check_after_ms", "deadline", "ended", "error", "finish", "handle", "id",
+        "sent", "size", "token",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: bytes, token: bytes, blobs: list[bytes], body_bytes: int, check_after_ms: int, deadline: float
+    ) -> None:
+        self.id = id
+        self.token = token
+        self.blobs = blobs
+        self.size = sum(map(len, blobs))
+        self.body_bytes = body_bytes
+        self.check_after_ms = check_after_ms
+        self.deadline = deadline
+        self.broker: Broker | None = None
+        self.finish: Callable[[], None] | None = None
+        self.sent = self.ended = False
+        self.handle = 0
+        self.error: Exception | None = None
+
+    def give_up(self, error: Exception | None) -> None:
+        """End it, well or with an error."""
+        if not self.ended:
+            self.ended = True
+            self.error = error
+            if self.finish is not None:
+                self.finish()
+
+
+class _Frame:
+    """The preparations of one packet."""
+
+    __slots__ = ("count", "packet", "parts", "size")
+
+    def __init__(self, packet: Prepare | Enlist, parts: list[Preparation], size: int) -> None:
+        self.packet = packet
+        self.parts = parts
+        self.count = len(packet.messages)
+        self.size = size
+
+
+class Preparing:
+    """The half messages for one broker that it has not answered.
+
+    late: called with what turns out to be durable when nobody waits for it any more.
+    """
+
+    def __init__(self, outgoing: Outgoing, late: Callable[[Preparation], None]) -> None:
+        self.waiting: deque[Preparation] = deque()
+        self._outgoing = outgoing
+        self._late = late
+        self._frames: dict[int, _Frame] = {}
+
+    @property
+    def load(self) -> int:
+        """How many messages wait here, or for an answer."""
+        return len(self.waiting) + sum(frame.count for frame in self._frames.values())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything was sent and not answered."""
+        return bool(self._frames)
+
+    def take(self, next_request: Callable[[], int], body_bytes_max: int) -> list[Prepare | Enlist]:
+        """Return packets with all that waits and that the window has room for."""
+        packets: list[Prepare | Enlist] = []
+        while self.waiting and (parts := self._fitting(body_bytes_max)):
+            first = parts[0]
+            for part in parts:
+                part.sent = True
+            blobs = first.blobs if len(parts) == 1 else [blob for part in parts for blob in part.blobs]
+            request = next_request()
+            packet: Prepare | Enlist
+            if first.token:
+                packet = Enlist(request, first.token, blobs)
+            else:
+                sizes = [len(part.blobs) for part in parts]
+                packet = Prepare(request, blobs, sizes[0] if len(set(sizes)) == 1 else sizes, first.check_after_ms)
+            self._frames[request] = _Frame(packet, parts, sum(part.size for part in parts))
+            packets.append(packet)
+        return packets
+
+    def _fitting(self, body_bytes_max: int) -> list[Preparation]:
+        """Take from the queue what the next packet brings; it counts as in flight from now on."""
+        waiting = self.waiting
+        parts: list[Preparation] = []
+        messages = size = 0
+        while waiting:
+            part = waiting[0]
+            if part.body_bytes > body_bytes_max:
+                part.give_up(refuse_too_large(part.body_bytes, body_bytes_max))
+            if part.ended:
+                waiting.popleft()
+                continue
+            messages += len(part.blobs)
+            size += part.size
+            if parts and (
+                part.token
+                or parts[0].token
+                or part.check_after_ms != parts[0].check_after_ms
+                or messages > PUBLISH_MESSAGES_MAX
+                or size > FRAME_BYTES
+            ):
+                break
+            if not self._outgoing.reserve(len(part.blobs), part.size):
+                break
+            parts.append(waiting.popleft())
+        return parts
+
+    def answer(self, packet: Prepared, broker: str) -> None:
+        """Hand the answer of a packet to its preparations. Raises `RemoteProtocolError` if it does not fit."""
+        frame = self._frames.pop(packet.request, None)
+        if frame is None:
+            logger.warning("%s answered half messages that were not sent", broker)
+            return
+        parts = frame.parts
+        self._outgoing.give_back(frame.count, frame.size)
+        first = packet.handles
+        handles = list(range(first, first + len(parts))) if isinstance(first, int) else first
+        exceptions = {item[0]: item for item in packet.exceptions}
+        if len(handles) != len(parts) or (exceptions and max(exceptions) >= len(parts)):
+            raise RemoteProtocolError(f"the answer to {len(parts)} transactions speaks of others")
+        for index, (part, handle) in enumerate(zip(parts, handles, strict=True)):
+            if exceptions and (item := exceptions.get(index)) is not None:
+                part.give_up(refusal(item[1], item[2], item[3]))
+                continue
+            part.handle = handle
+            if part.ended:
+                self._late(part)
+            else:
+                part.give_up(None)
+
+    def refuse(self, request: int, error: Exception) -> bool:
+        """Fail everything of a packet; return False if there is no such packet."""
+        frame = self._frames.pop(request, None)
+        if frame is None:
+            return False
+        self._outgoing.give_back(frame.count, frame.size)
+        for part in frame.parts:
+            part.give_up(error)
+        return True
+
+    def refuse_all(self, error: Exception) -> None:
+        """Fail everything that was sent here."""
+        for request in list(self._frames):
+            self.refuse(request, error)
+
+    def forget_given_up(self) -> None:
+        """Drop packets nobody waits for any more; for use while there is no connection."""
+        for request, frame in list(self._frames.items()):
+            if all(part.ended for part in frame.parts):
+                del self._frames[request]
+                self._outgoing.give_back(frame.count, frame.size)
+
+    def unanswered(self) -> list[Prepare | Enlist]:
+        """Return what a new connection has to send again."""
+        self.forget_given_up()
+        return [frame.packet for frame in self._frames.values()]

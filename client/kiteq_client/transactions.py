@@ -1,0 +1,367 @@
+"""The transactions of a client: where each is, and who waits for what about it.
+
+Theory of operation. A `Half` stands for one transaction while the client knows something about it that its
+check function does not: its block is open, or beginning it failed and nothing may come of it. Calls wait
+for an event that the answer sets, or the client's watchdog; there is no timer per call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from kiteq.errors import (
+    ClientClosed,
+    RemoteProtocolError,
+    SendTimeout,
+    TransactionConflict,
+    UnknownTransaction,
+)
+from kiteq.message import Message
+from kiteq.remoting.packets import Ask
+from kiteq_client.checking import Check, Checking
+from kiteq_client.deciding import Verdict
+from kiteq_client.decision import Decision
+from kiteq_client.half import Half, not_begun, split
+from kiteq_client.outgoing import Outgoing
+from kiteq_client.preparing import BEGIN, Preparation
+from kiteq_client.statistics import Counters
+
+if TYPE_CHECKING:
+    from kiteq_client.broker import Broker
+
+__all__ = ["Transactions"]
+
+logger = logging.getLogger("kiteq_client")
+
+ABANDONED_MAX: Final = 10_000
+"""Transactions remembered that failed to begin; about older ones the check function is asked."""
+TOPICS_WARNED_MAX: Final = 1_000
+
+
+class Transactions:
+    """Brings messages and decisions to the brokers, and answers what these ask.
+
+    brokers: of the client. topics: that it named. check: raises when the client cannot be used.
+    """
+
+    def __init__(
+        self,
+        brokers: list[Broker],
+        checking: Checking,
+        outgoing: Outgoing,
+        counters: Counters,
+        *,
+        timeout: float,
+        handler_timeout: float,
+        topics: Sequence[str],
+        watched: Callable[[], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.checking = checking
+        self.timeout = timeout
+        self.check = check
+        self.brokers = brokers
+        self._outgoing = outgoing
+        self.counters = counters
+        self._handler_timeout = handler_timeout
+        self._topics = set(topics)
+        self._warned: set[str] = set()
+        self._watched = watched
+        self._halves: dict[bytes, Half] = {}
+        self._abandoned: dict[bytes, Half] = {}
+        self._unplaced: deque[Preparation] = deque()
+        self._preparing: dict[Preparation, None] = {}
+        self._deciding: dict[Verdict, None] = {}
+        self._asking: dict[anyio.Event, None] = {}
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anybody waits, or a decision is not answered."""
+        return bool(self._preparing or self._deciding or self.pending)
+
+    @property
+    def pending(self) -> int:
+        """How many decisions are not answered."""
+        return sum(len(broker.deciding.pending) for broker in self.brokers)
+
+    # --- preparing -----------------------------------------------------------------------------
+    async def begin(self, messages: Sequence[Message], check_after_ms: int) -> Half:
+        """Make a transaction of messages durable at one broker; the client answers that it runs until `let_go`.
+
+        Raises what `send` raises; then nothing has happened, and nothing will.
+        """
+        self.check()
+        key = messages[0].id
+        if (known := self._halves.get(key)) is not None:
+            if known.abandoned:
+                raise TransactionConflict(
+                    "transaction_conflict",
+                    f"message {key.hex()} was in a transaction that failed to begin, and that is rolled back; "
+                    "make a new Message",
+                )
+            raise ValueError(f"message {key.hex()} is in an open transaction already")
+        self._warn_of_topics(messages)
+        parts = split(messages)
+        largest = max(len(message.body) for message in messages)
+        half = Half(key, parts[0][0])
+        first = Preparation(key, BEGIN, parts[0], largest, check_after_ms, monotonic() + self.timeout)
+        self._halves[key] = half
+        try:
+            self._place(first)
+            await self._wait(first)
+            half.broker = first.broker
+            half.name = half.place.deciding.broker
+            half.token = key + first.handle.to_bytes(8, "big")
+            for blobs in parts[1:]:
+                await self._enlist(half, blobs, largest)
+        except BaseException:
+            self._halves.pop(key, None)
+            if first.sent and (first.error is None or isinstance(first.error, SendTimeout)):
+                self._abandon(half, first)
+            raise
+        return half
+
+    async def enlist(self, half: Half, message: Message) -> None:
+        """Add a message to an open transaction. Raises what `send` raises; adding it again is safe."""
+        self.check()
+        self._warn_of_topics((message,))
+        await self._enlist(half, [message.encoded()], len(message.body))
+
+    async def _enlist(self, half: Half, blobs: list[bytes], body_bytes: int) -> None:
+        addition = Preparation(half.id, half.token, blobs, body_bytes, 0, monotonic() + self.timeout)
+        self._give(addition, half.place)
+        await self._wait(addition)
+
+    async def _wait(self, preparation: Preparation) -> None:
+        done = anyio.Event()
+        preparation.finish = done.set
+        self._preparing[preparation] = None
+        self._watched()
+        try:
+            await done.wait()
+        finally:
+            del self._preparing[preparation]
+            if not preparation.ended:
+                self._withdraw(preparation)
+        if preparation.error is not None:
+            raise preparation.error
+
+    def _withdraw(self, preparation: Preparation) -> None:
+        """Nobody waits for it any more: what was not taken will not be."""
+        preparation.ended = True
+        if not preparation.sent:
+            self._outgoing.want_no_more()
+
+    def _place(self, preparation: Preparation) -> None:
+        """Give it to the broker with the least to answer, or keep it until there is one."""
+        ready = [broker for broker in self.brokers if broker.takes_messages]
+        if ready:
+            self._give(preparation, ready[0] if len(ready) == 1 else min(ready, key=lambda broker: broker.load))
+        else:
+            self._unplaced.append(preparation)
+
+    def _give(self, preparation: Preparation, broker: Broker) -> None:
+        preparation.broker = broker
+        broker.preparing.waiting.append(preparation)
+        broker.wake()
+
+    def _abandon(self, half: Half, first: Preparation) -> None:
+        """Nothing may come of a transaction that its caller could not begin, so roll it back."""
+        half.abandoned = True
+        half.broker = first.broker
+        if first.handle:
+            half.token = half.id + first.handle.to_bytes(8, "big")
+        self._halves[half.id] = self._abandoned[half.id] = half
+        if len(self._abandoned) > ABANDONED_MAX:
+            oldest = self._abandoned.pop(next(iter(self._abandoned)))
+            del self._halves[oldest.id]
+            oldest.place.deciding.drop(oldest.id)
+        self._roll_back(half)
+
+    def _roll_back(self, half: Half) -> None:
+        half.place.deciding.submit(Verdict(half.token, Decision.ROLLBACK, half.name, quiet=True))
+        self._watched()
+
+    def answered_late(self, preparation: Preparation) -> None:
+        """Roll back what turns out to be durable although its caller was told that it failed."""
+        if not preparation.token and (half := self._abandoned.get(preparation.id)) is not None:
+            half.token = half.id + preparation.handle.to_bytes(8, "big")
+            self._roll_back(half)
+
+    def _warn_of_topics(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            topic = message.topic
+            if topic not in self._topics and topic not in self._warned and len(self._warned) < TOPICS_WARNED_MAX:
+                self._warned.add(topic)
+                logger.warning(
+                    "a transaction publishes to topic %s, which is not in topics=: after a crash the broker asks "
+                    "only clients that name it there",
+                    topic,
+                )
+
+    # --- deciding ------------------------------------------------------------------------------
+    async def decide(self, broker: Broker, verdict: Verdict) -> None:
+        """Send a decision until it is answered, and wait for the answer until `timeout`."""
+        done = anyio.Event()
+        verdict.finish = done.set
+        verdict.deadline = verdict.deadline or monotonic() + self.timeout
+        self._deciding[verdict] = None
+        self._watched()
+        broker.deciding.submit(verdict)
+        try:
+            await done.wait()
+        finally:
+            verdict.finish = None
+            del self._deciding[verdict]
+
+    def let_go(self, half: Half) -> None:
+        """Leave a transaction to the checks."""
+        if self._halves.get(half.id) is half and not half.abandoned:
+            del self._halves[half.id]
+
+    def settled(self, verdict: Verdict) -> None:
+        """Count a decision that the broker has answered for good, and tell the checker."""
+        counters, error = self.counters, verdict.error
+        if error is None:
+            if verdict.decision is Decision.COMMIT:
+                counters.committed += 1
+            else:
+                counters.rolled_back += 1
+            self.checking.decided(verdict.id, verdict.decision)
+        elif verdict.quiet and isinstance(error, UnknownTransaction):
+            return  # the broker may yet get it, from a connection that was lost, and ask
+        else:
+            counters.conflicts += isinstance(error, TransactionConflict)
+            counters.unknown_transactions += isinstance(error, UnknownTransaction)
+            if verdict.finish is None:
+                logger.error("%s of transaction %s was refused: %s", verdict.decision.value, verdict.id.hex(), error)
+        self._halves.pop(verdict.id, None)
+        self._abandoned.pop(verdict.id, None)
+
+    # --- checks --------------------------------------------------------------------------------
+    def asked(self, broker: Broker, packet: Ask) -> None:
+        """Answer a broker's questions, those about what was decided or is running without asking anybody."""
+        count = len(packet.tokens)
+        attempts = [packet.attempts] * count if type(packet.attempts) is int else packet.attempts
+        if len(packet.messages) != count or len(attempts) != count:  # type: ignore[arg-type]
+            raise RemoteProtocolError("Ask does not have one message and one attempt per transaction")
+        for token, blob, attempt in zip(packet.tokens, packet.messages, attempts, strict=True):  # type: ignore[arg-type]
+            key = token[:16]
+            half = self._halves.get(key)
+            pending = next((one for one in self.brokers if key in one.deciding.pending), None)
+            if pending is not None:
+                self._decide_again(broker, token, pending)
+            elif half is None:
+                answer = partial(self._answer, broker, broker.deciding.broker, token)
+                self.checking.ask(Check(key, blob, attempt, self._handler_timeout, answer))
+            elif half.abandoned:
+                half.broker, half.name, half.token = broker, broker.deciding.broker, token
+                self.counters.checks[Decision.ROLLBACK.value] += 1
+                self._roll_back(half)
+            else:
+                self._answer(broker, broker.deciding.broker, token, Decision.RUNNING)
+
+    def _decide_again(self, broker: Broker, token: bytes, pending: Broker) -> None:
+        """Send what was decided to the broker that asks; it may have moved to another address."""
+        deciding = broker.deciding
+        verdict = pending.deciding.pending[token[:16]]
+        self.counters.checks[verdict.decision.value] += 1
+        if pending is not broker or verdict.broker not in ("", deciding.broker):
+            del pending.deciding.pending[verdict.id]
+            verdict.broker, verdict.queued = deciding.broker, False
+            deciding.pending[verdict.id] = verdict
+        deciding.again(verdict, token)
+
+    def _answer(self, broker: Broker, name: str, token: bytes, decision: Decision) -> None:
+        self.counters.checks[decision.value] += 1
+        if decision in (Decision.COMMIT, Decision.ROLLBACK):
+            broker.deciding.submit(Verdict(token, decision, name))
+            self._watched()
+        elif broker.deciding.broker == name:
+            broker.deciding.note(decision, token)
+
+    async def ask_now(self, half: Half) -> Decision:
+        """Ask the check function about a transaction whose block was left by an exception."""
+        done = anyio.Event()
+        answers: list[Decision] = []
+
+        def answered(decision: Decision) -> None:
+            answers.append(decision)
+            done.set()
+
+        self._asking[done] = None
+        try:
+            if self.checking.ask(Check(half.id, half.blob, 1, self.timeout, answered)):
+                await done.wait()
+        finally:
+            del self._asking[done]
+        return answers[0] if answers else Decision.UNKNOWN
+
+    # --- the lifetime --------------------------------------------------------------------------
+    def connected(self) -> None:
+        """Place what waited for a broker."""
+        unplaced, self._unplaced = self._unplaced, deque()
+        for preparation in unplaced:
+            if not preparation.ended:
+                self._place(preparation)
+
+    def watch(self, now: float, not_connected: Callable[[], Exception | None]) -> None:
+        """End calls whose time is over; move on what waits for a broker that is gone."""
+        for preparation in [one for one in self._preparing if one.deadline <= now]:
+            waited = f"no answer within {self.timeout:g} s"
+            self._end(
+                preparation,
+                not_begun(preparation, waited),
+                not_connected() or SendTimeout(f"{waited}: the brokers are behind, and nothing was sent"),
+            )
+        for verdict in [one for one in self._deciding if one.deadline <= now]:
+            if verdict.finish is not None:
+                verdict.finish()
+        for broker in self.brokers:
+            broker.deciding.retry(now)
+            if broker.session is None:
+                broker.preparing.forget_given_up()
+            if broker.preparing.waiting and not broker.takes_messages:
+                self._move_from(broker)
+        if self._unplaced:
+            self._unplaced = deque(one for one in self._unplaced if not one.ended)
+
+    def _move_from(self, broker: Broker) -> None:
+        """Let what a broker never got go to another; what is added to its transactions cannot."""
+        waiting = list(broker.preparing.waiting)
+        broker.preparing.waiting.clear()
+        for preparation in waiting:
+            if preparation.token:
+                broker.preparing.waiting.append(preparation)
+            elif not preparation.ended:
+                self._place(preparation)
+        self._outgoing.want_no_more()
+
+    def end_all(self, error: Exception | None = None) -> None:
+        """End every call: the client has failed with `error`, or was left."""
+        for preparation in list(self._preparing):
+            unsent = ClientClosed("the client was left before the half message was sent")
+            self._end(preparation, error or not_begun(preparation, "the client was left"), error or unsent)
+        for verdict in list(self._deciding):
+            if verdict.finish is not None:
+                verdict.finish()
+        for done in self._asking:
+            done.set()
+        self.checking.stopping = True
+        if not error and self.pending:
+            logger.warning(
+                "%d decisions were not answered when the client was left; the broker will ask for them", self.pending
+            )
+
+    def _end(self, preparation: Preparation, sent: Exception, unsent: Exception) -> None:
+        was_sent = preparation.sent
+        preparation.give_up(sent if was_sent else unsent)
+        if not was_sent:
+            self._outgoing.want_no_more()
