@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import time
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from zlib import crc32
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from kiteq import message as module
 from kiteq.errors import MessageTooLarge, Refused
-from kiteq.limits import BODY_BYTES_MAX_CEILING, NAME_LENGTH_MAX, PROPERTIES_MAX, TTL_MS_MAX
+from kiteq.limits import BODY_BYTES_MAX_CEILING, DELAY_MS_MAX, NAME_LENGTH_MAX, PROPERTIES_MAX, TTL_MS_MAX
 from kiteq.message import (
     CRC_RESIDUE,
     FLAG_FLY,
@@ -42,6 +44,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @st.composite
 def messages(draw: st.DrawFn) -> Message:
     fly = draw(st.booleans())
+    when = draw(st.sampled_from(["at once", "delay", "deliver at"])) if not fly else "at once"
+    ms = draw(st.integers(0, DELAY_MS_MAX))
     return Message(
         draw(names),
         draw(names),
@@ -49,7 +53,8 @@ def messages(draw: st.DrawFn) -> Message:
         properties=draw(st.dictionaries(texts, texts, max_size=4)),
         ttl=draw(st.one_of(st.none(), st.integers(1, TTL_MS_MAX).map(lambda ms: ms / 1000))),
         deliver_limit=draw(st.integers(1, 100)),
-        delay=None if fly else draw(st.one_of(st.none(), st.integers(0, TTL_MS_MAX).map(lambda ms: ms / 1000))),
+        delay=ms / 1000 if when == "delay" else None,
+        deliver_at=50 * ms / 1000 if when == "deliver at" else None,
         key=None if fly else draw(st.one_of(st.none(), names)),
         fly=fly,
     )
@@ -58,7 +63,18 @@ def messages(draw: st.DrawFn) -> Message:
 @given(messages(), st.integers(1, 100))
 def test_a_message_survives_its_encoding(message: Message, attempt: int) -> None:
     received = decode(message.encoded(), "members", attempt)
-    for name in ("topic", "message_type", "body", "id", "key", "delay", "deliver_limit", "fly", "text_sent"):
+    for name in (
+        "topic",
+        "message_type",
+        "body",
+        "id",
+        "key",
+        "delay",
+        "deliver_at",
+        "deliver_limit",
+        "fly",
+        "text_sent",
+    ):
         assert getattr(received, name) == getattr(message, name), name
     assert dict(received.properties) == dict(message.properties)
     assert received.ttl == (TTL_MS_MAX / 1000 if message.ttl is None else message.ttl)
@@ -178,7 +194,10 @@ def test_a_body_is_bytes_or_text(body: Any) -> None:
     [
         *({"ttl": value} for value in (0, -1, 0.0004, TTL_MS_MAX / 1000 + 1, float("nan"), float("inf"), "5")),
         *({"deliver_limit": value} for value in (0, 101, -1, 2.5, "5", None)),
-        *({"delay": value} for value in (-1, 2.0**63, float("nan"), float("inf"), "5")),
+        *({"delay": value} for value in (-1, 2.0**63, float("nan"), float("inf"), "5", DELAY_MS_MAX / 1000 + 0.001)),
+        *({"deliver_at": value} for value in (-1, 2.0**63, float("nan"), float("inf"), "5", True)),
+        {"deliver_at": time.time() * 1000},
+        {"deliver_at": datetime.now()},  # noqa: DTZ005 what is refused
         {"key": "a b"},
         {"properties": {"a": 1}},
         {"properties": {1: "a"}},
@@ -196,7 +215,38 @@ def test_a_fly_message_is_neither_delayed_nor_ordered() -> None:
     with pytest.raises(ValueError, match="neither delay nor key"):
         Message("t", "m", fly=True, delay=1)
     with pytest.raises(ValueError, match="neither delay nor key"):
+        Message("t", "m", fly=True, deliver_at=1)
+    with pytest.raises(ValueError, match="neither delay nor key"):
         Message("t", "m", fly=True, key="k")
+
+
+def test_a_delay_and_a_time_to_deliver_at_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="give delay or deliver_at, not both"):
+        Message("t", "m", delay=0, deliver_at=1)
+
+
+def test_a_time_to_deliver_at_is_taken_with_any_time_zone_and_refused_without() -> None:
+    noon = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    east = noon.astimezone(timezone(timedelta(hours=8)))
+    assert Message("t", "m", deliver_at=noon).deliver_at == noon.timestamp()
+    assert Message("t", "m", deliver_at=east).deliver_at == noon.timestamp()
+    with pytest.raises(ValueError, match="deliver_at needs a time zone: 2026-11-21T12:00:00 is another moment in each"):
+        Message("t", "m", deliver_at=noon.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms"), [(0, 0), (0.0001, 1), (0.001, 1), (0.0011, 2), (0.007, 7), (1.001, 1_001), (2.3, 2_300)]
+)
+def test_a_time_between_two_milliseconds_is_the_later_one(seconds: float, ms: int) -> None:
+    delayed, dated = Message("t", "m", delay=seconds), Message("t", "m", deliver_at=seconds)
+    assert parse_extras(split(delayed.encoded())[1]) == ({}, None, ms, None)
+    assert parse_extras(split(dated.encoded())[1]) == ({}, None, None, ms)
+
+
+def test_extras_have_a_fourth_item_only_with_a_time_to_deliver_at() -> None:
+    assert split(Message("t", "m", delay=2).encoded())[1] == msgpack.packb([{}, None, 2_000])
+    assert split(Message("t", "m", deliver_at=2).encoded())[1] == msgpack.packb([{}, None, None, 2_000])
+    assert split(Message("t", "m").encoded())[1] == b""
 
 
 def test_a_body_over_the_ceiling_is_refused() -> None:
@@ -278,8 +328,8 @@ def test_bad_extras_are_refused(extras: bytes, code: str) -> None:
 
 def test_later_fields_of_head_and_extras_are_ignored() -> None:
     assert parse_head(msgpack.packb(["t", "m", 1, 2, 0, "later"])).deliver_limit == 2
-    assert parse_extras(msgpack.packb([{"a": "b"}, "k", 5, "later"])) == ({"a": "b"}, "k", 5)
-    assert parse_extras(b"") == ({}, None, None)
+    assert parse_extras(msgpack.packb([{"a": "b"}, "k", 5, None, "later"])) == ({"a": "b"}, "k", 5, None)
+    assert parse_extras(b"") == ({}, None, None, None)
 
 
 def test_ten_thousand_kinds_of_messages_do_not_fill_memory() -> None:
