@@ -38,6 +38,36 @@ COUNTERS: Final = {
 }
 """Counters of the core: name and help text of the metric, without prefix and `_total`."""
 
+TRANSACTION_COUNTERS: Final = {
+    "prepared": ("transactions_prepared", "Transactions that were stored to be decided later."),
+    "checks_asked": ("transaction_checks", "Questions to producers what became of a transaction."),
+    "conflicts": ("transaction_conflicts", "Decisions that contradicted an earlier one and were refused."),
+    "unknown_transactions": ("transactions_unknown", "Decisions about transactions nobody knows."),
+}
+"""The same for transactions."""
+
+LABELLED_COUNTERS: Final = (
+    (
+        "transaction_decisions",
+        "decision",
+        "Transactions that were decided.",
+        {"commit": "committed", "rollback": "rolled_back"},
+    ),
+    (
+        "transaction_check_answers",
+        "answer",
+        "What producers answered to those questions; none: they did not answer in time.",
+        {
+            "commit": "checks_commit",
+            "rollback": "checks_rollback",
+            "unknown": "checks_unknown",
+            "running": "checks_running",
+            "none": "checks_unanswered",
+        },
+    ),
+)
+"""Metric without prefix and `_total`, its label, help text, and by value of the label the counter of the core."""
+
 OUTLET_GAUGES: Final = {
     "members": ("group_members", "Connections of the group."),
     "pending": ("group_pending_messages", "Messages that wait for the group or are in flight, without retrying ones."),
@@ -61,7 +91,8 @@ class Figures(NamedTuple):
 async def read_figures(core: Core) -> Figures:
     """Read the core once, on the loop; the store's size is asked in a thread."""
     stat = await reports.stat(core)
-    return Figures(stat, await reports.outlet_rows(core), reports.health(core), core.settings.connections)
+    rows, health = await reports.outlet_rows(core), await reports.health(core)
+    return Figures(stat, rows, health, core.settings.connections)
 
 
 def render(figures: Figures) -> bytes:
@@ -120,7 +151,7 @@ class _BrokerCollector(Collector):
             yield family
 
     def _transactions(self) -> Iterator[Metric]:
-        figures = self._figures.stat["transactions"]
+        figures, counters = self._figures.stat["transactions"], self._figures.stat["counters"]
         yield _gauge(
             "transactions_oldest_open_age_seconds",
             "Age of the oldest transaction that is neither decided nor parked; 0 when there is none.",
@@ -135,6 +166,13 @@ class _BrokerCollector(Collector):
             for group, of_group in figures["groups"].items():
                 family.add_metric([group], of_group[name])
             yield family
+        for name, (metric, text) in TRANSACTION_COUNTERS.items():
+            yield _counter(metric, text, counters.get(name, 0))
+        for metric, label, text, names in LABELLED_COUNTERS:
+            counter = CounterMetricFamily(f"kiteq_{metric}", text, labels=[label])
+            for value, name in names.items():
+                counter.add_metric([value], counters.get(name, 0))
+            yield counter
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
