@@ -12,7 +12,8 @@ from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.remoting import packets
 from tests.e2e.test_delays import rows_in, wait_delayed
-from tests.e2e.wire import JumpingClock, RawClient, Refused, connect, numbered, running
+from tests.e2e.test_settling import HeldTables
+from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
 
 
 async def refusal_of(client: RawClient, **arguments: object) -> tuple[str, str]:
@@ -95,6 +96,30 @@ async def test_the_next_one_is_waited_for_when_the_first_is_cancelled(server: Br
     assert (await wait_delayed(producer, 1))["next_due_ms"] >= next_ms
     await producer.publish(numbered(1, start=5, delay=0.02))
     assert [one.number for one in await consumer.take(1)] == [5]
+
+
+async def test_what_is_on_its_way_into_the_log_cannot_be_cancelled_any_more(
+    server: Broker, producer: RawClient, clock: JumpingClock
+) -> None:
+    consumer = await connect(server, "g", fanout("t"), window=10)
+    (message,) = numbered(1, delay=60)
+    await producer.publish([message])
+    writer = server.core.store.writer
+    held = HeldTables(writer._tables)
+    writer._tables = held  # type: ignore[assignment]
+    try:
+        clock.advance(61)
+        with trio.fail_after(PATIENCE_SECONDS):
+            while not server.core.delays.lock.locked():  # noqa: ASYNC110 until the timer has taken it up
+                await trio.sleep(0.01)
+        await producer.send(packets.Admin(9, "msg.cancel", {"id": message.id.hex()}))
+        await trio.sleep(0.1)  # the row is there, and stays until the commit is released
+        assert len(rows_in(server)) == 1
+    finally:
+        held.released.set()
+    with pytest.raises(Refused, match="waits for its time"):
+        await producer.wait(packets.AdminReply, 9)
+    assert [one.number for one in await consumer.take(1)] == [0]
 
 
 async def test_a_message_is_either_cancelled_or_delivered(server: Broker, producer: RawClient) -> None:
