@@ -17,6 +17,7 @@ from kiteq.pipe.delays import cancel
 from kiteq.pipe.events import AdminAsked
 from kiteq.pipe.reports import outlet_row, outlet_rows, stat
 from kiteq.pipe.settlement import head_of
+from kiteq.pipe.transaction_views import TransactionViews
 from kiteq.remoting.packets import AdminReply, Refusal
 from kiteq.store.store import DeadLetter
 from kiteq.store.writer import Submission
@@ -60,6 +61,7 @@ class Administer:
             "dlq.replay": self._dlq_replay,
             "dlq.purge": self._dlq_purge,
             "msg.cancel": partial(cancel, core),
+            **TransactionViews(core).verbs,
         }
 
     def handle(self, event: AdminAsked) -> tuple[()]:
@@ -81,7 +83,7 @@ class Administer:
 
     async def _answer(self, peer: Peer, request: int, verb: str, arguments: Arguments) -> None:
         try:
-            result = self._verbs[verb](arguments)
+            result = self._verbs[verb](arguments | {"client": peer.name})
             if hasattr(result, "__await__"):
                 result = await result
         except Refused as refused:
