@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from kiteq.checking import run_checks
 from kiteq.clock import SystemClock
 from kiteq.delaying import run_delayed
 from kiteq.limits import DUPLICATE_WINDOW_SECONDS, FRAME_OVERHEAD_BYTES
@@ -105,6 +106,7 @@ async def serve(
                         core.deliveries.nursery = nursery
                         nursery.start_soon(_fail_with_store, store)
                         nursery.start_soon(run_timers, core)
+                        nursery.start_soon(run_checks, core)
                         nursery.start_soon(run_delayed, core)
                         listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
                         address = address_of(listener)
@@ -175,6 +177,7 @@ def _assemble(settings: Settings, clock: Clock, store: Store) -> tuple[Core, dic
         counters=counters,
         started_at=clock.monotonic(),
     )
+    core.checks.restore(recovered.halves.checks)
     handlers = load_handlers(core, settings.handlers)
     pipeline = Pipeline(handlers)
 
@@ -255,5 +258,6 @@ def _forget(core: Core, peer: Peer) -> None:
         log.warning("connection ended", client=peer.name, group=peer.group, reason=reason)
     else:
         log.debug("connection ended", client=peer.name, group=peer.group, reason=reason)
+    core.checks.left(peer)
     if core.deliveries.leave(peer, goodbye=peer.close_reason is None):
         core.router.forget_routes()

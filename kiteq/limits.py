@@ -155,6 +155,8 @@ PARKED_CHECK_SECONDS: Final = 3_600.0
 """A parked transaction is asked about this often, and when a member of its group connects."""
 DECISION_KEEP_SECONDS: Final = 3_600.0
 """How long it is known what was decided about a transaction, at least."""
+TRANSACTION_ADDED_BYTES_MAX: Final = 16 * MIB
+"""Messages added to one transaction: all of it is in memory when it is committed."""
 HALF_CACHE_BYTES_MAX: Final = 32 * MIB
 """Half messages kept in memory until they are decided: most are within milliseconds."""
 

@@ -36,6 +36,7 @@ LEVELS: Final = {
     "kiteq.store": 1,
     "kiteq.pipe": 2,
     "kiteq.recovery": 3,
+    "kiteq.checking": 3,
     "kiteq.delaying": 3,
     "kiteq.broker": 4,
     "kiteq.cli": 5,

@@ -54,6 +54,8 @@ class Authenticate:
             peer.close(f"{refused.code}: {refused.reason}")
             return
         peer.group = hello.group
+        peer.instance = hello.instance
+        peer.topics = frozenset(hello.topics)
         peer.name = f"{peer.name}/{hello.instance.hex()[:8]}"
         peer.warm_up = hello.warm_up
         peer.concurrency = max(1, hello.concurrency)
@@ -95,6 +97,7 @@ class Authenticate:
         core = self._core
         peer.accepted = True
         core.counters["greeted"] += 1
+        core.checks.joined(peer)
         if core.deliveries.join(peer):
             core.router.forget_routes()
         limits = {

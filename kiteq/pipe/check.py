@@ -32,7 +32,7 @@ class Check:
         self._core = core
         self._kind: Kind | None = None
         """The kind seen last: the next frame is usually of the same."""
-        self._now_ms = 0
+        self.now_ms = 0
         self._by_due: dict[int, list[bytes]] = {}
         """Messages of the batch that wait for their time, by when they are due."""
 
@@ -41,12 +41,12 @@ class Check:
         core, group = self._core, event.peer.group
         if core.duplicates.is_full:
             core.duplicates.rotate(core.clock.monotonic(), core.store.last_commit)
-        self._now_ms = core.clock.epoch_ms()
+        self.now_ms = core.clock.epoch_ms()
         frames = [self._frame(packet, group) for packet in event.packets]
         size = sum([len(blob) for frame in frames for _, blobs in frame.runs for blob in blobs])
         batch = Batch(event.peer, frames, size)
         if self._by_due:
-            batch.delayed = save_delayed(core, group, self._by_due, self._now_ms)
+            batch.delayed = save_delayed(core, group, self._by_due, self.now_ms)
             batch.size += batch.delayed.size
             self._by_due = {}
         return (Checked(batch),)
@@ -54,7 +54,7 @@ class Check:
     def _frame(self, packet: Publish, group: str) -> Frame:
         blobs = packet.messages
         frame = Frame(packet.request, len(blobs))
-        kind = self._uniform(blobs)
+        kind = self.uniform(blobs)
         duplicates = self._core.duplicates
         if kind is not None:
             ids = [blob[:16] for blob in blobs]
@@ -67,7 +67,7 @@ class Check:
             self._single(frame, index, blob, group)
         return frame
 
-    def _uniform(self, blobs: list[bytes]) -> Kind | None:
+    def uniform(self, blobs: list[bytes]) -> Kind | None:
         """Return the kind of all messages of a frame when they are of one, known and undamaged."""
         first = blobs[0]
         kind = self._kind
@@ -91,7 +91,7 @@ class Check:
 
     def _single(self, frame: Frame, index: int, blob: bytes, group: str) -> None:
         try:
-            kind, due_ms = self._kind_of(blob)
+            kind, due_ms = self.kind_of(blob)
         except BadMessage as bad:
             self._refuse(frame, index, Refused(bad.code, bad.reason))
             return
@@ -122,7 +122,7 @@ class Check:
         self._core.counters["refused"] += 1
         frame.exceptions.append([index, refused.code, refused.reason, refused.temporary])
 
-    def _kind_of(self, blob: bytes) -> tuple[Kind, int | None]:
+    def kind_of(self, blob: bytes) -> tuple[Kind, int | None]:
         """Return the kind of one message, and when it is due if it has to wait. Raises `BadMessage` or `Refused`."""
         if crc32(blob) != CRC_RESIDUE:
             raise BadMessage("bad_checksum", "the checksum of the message does not match its bytes")
@@ -131,9 +131,9 @@ class Check:
         limit = self._core.settings.message_limit
         if body_size > limit:
             raise Refused("message_too_large", f"a body of {body_size} bytes is over this broker's limit of {limit}")
-        due_ms = due_of(parse_extras(extras_bytes), self._now_ms)
+        due_ms = due_of(parse_extras(extras_bytes), self.now_ms)
         if due_ms is not None:
-            check_due(due_ms, self._now_ms)
+            check_due(due_ms, self.now_ms)
         prefix = len(head_bytes).to_bytes(2, "big") + head_bytes + b"\0\0"
         router = self._core.router
         kind = router.kind(prefix) or router.new_kind(prefix, parse_head(head_bytes))

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kiteq.pipe.checks import Checks
 from kiteq.pipe.delays import Delays
+from kiteq.pipe.preparing import Preparing
+from kiteq.pipe.transactions import Transactions
 
 if TYPE_CHECKING:
     import trio
@@ -59,7 +62,13 @@ class Core:
     taking_over: dict[tuple[str, str], trio.Event] = field(default_factory=dict)
     """Ends of the take-overs of kept messages that are under way, by (group, topic)."""
     delays: Delays = field(init=False)
+    checks: Checks = field(init=False)
+    preparing: Preparing = field(init=False)
+    transactions: Transactions = field(init=False)
 
     def __post_init__(self) -> None:
         """Make what needs only the parts."""
         self.delays = Delays(self.store.epoch)
+        self.checks = Checks(self)
+        self.preparing = Preparing(self)
+        self.transactions = Transactions(self)

@@ -7,7 +7,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kiteq.message import FLAG_FLY
-from kiteq.remoting.packets import Ack, Admin, Credit, Extend, Goodbye, Nack, Packet, Publish, Subscribe, Unsubscribe
+from kiteq.remoting.packets import (
+    Ack,
+    Admin,
+    Credit,
+    Decide,
+    Enlist,
+    Extend,
+    Goodbye,
+    Nack,
+    Packet,
+    Prepare,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+)
 
 if TYPE_CHECKING:
     from kiteq.errors import StoreError
@@ -26,8 +40,13 @@ __all__ = [
     "BindingsSent",
     "Checked",
     "CreditGranted",
+    "Deciding",
     "Departed",
     "Frame",
+    "HalfFrame",
+    "HalvesAdmitted",
+    "HalvesChecked",
+    "HalvesSent",
     "Kind",
     "NotStored",
     "PacketsRead",
@@ -128,6 +147,67 @@ class Batch:
     done: Callable[[StoreError | None], None] | None = None
     delayed: Saved | None = None
     moves: bool = False
+
+
+class HalfFrame:
+    """One prepare or enlist frame on its way: which of its transactions may be stored.
+
+    token: of the transaction that the messages are added to; None for new ones. Of those that may be
+    stored: ids, places (index in the frame), sizes (messages of each), blobs; and of all their messages
+    message_ids and crcs, for the duplicate window. repeated: (index, id) of transactions prepared before.
+    exceptions: as in `packets.Prepared`.
+    """
+
+    __slots__ = (
+        "blobs", "check_after_ms", "crcs", "exceptions", "ids", "message_ids", "places", "repeated", "request",
+        "sizes", "token", "total",
+    )  # fmt: skip
+
+    def __init__(self, request: int, total: int, check_after_ms: int, token: bytes | None) -> None:
+        self.request = request
+        self.total = total
+        self.check_after_ms = check_after_ms
+        self.token = token
+        self.ids: list[bytes] = []
+        self.places: list[int] = []
+        self.sizes: list[int] = []
+        self.blobs: list[bytes] = []
+        self.message_ids: list[bytes] = []
+        self.crcs: list[bytes] = []
+        self.repeated: list[tuple[int, bytes]] = []
+        self.exceptions: list[list[Any]] = []
+
+
+@dataclass(slots=True)
+class HalvesSent:
+    """A producer sent messages that are not to be delivered until it decides."""
+
+    peer: Peer
+    packets: list[Prepare | Enlist]
+
+
+@dataclass(slots=True)
+class HalvesAdmitted:
+    """Half messages the broker has room for."""
+
+    peer: Peer
+    packets: list[Prepare | Enlist]
+
+
+@dataclass(slots=True)
+class HalvesChecked:
+    """What may be stored of half messages was told from what may not."""
+
+    peer: Peer
+    frames: list[HalfFrame]
+
+
+@dataclass(slots=True)
+class Deciding:
+    """A client tells what became of transactions."""
+
+    peer: Peer
+    packets: list[Decide]
 
 
 @dataclass(slots=True)

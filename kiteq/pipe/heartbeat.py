@@ -8,7 +8,9 @@ from kiteq.pipe.events import (
     AdminAsked,
     BindingsSent,
     CreditGranted,
+    Deciding,
     Departed,
+    HalvesSent,
     Published,
     Settling,
     Trusted,
@@ -17,11 +19,14 @@ from kiteq.remoting.packets import (
     Ack,
     Admin,
     Credit,
+    Decide,
+    Enlist,
     Extend,
     Goodbye,
     Nack,
     Ping,
     Pong,
+    Prepare,
     Publish,
     Subscribe,
     Unsubscribe,
@@ -37,7 +42,7 @@ class Heartbeat:
     """A ping is answered at once; a packet only a broker may send ends the connection."""
 
     accepts = (Trusted,)
-    emits = (Published, Settling, CreditGranted, BindingsSent, AdminAsked, Departed)
+    emits = (Published, HalvesSent, Deciding, Settling, CreditGranted, BindingsSent, AdminAsked, Departed)
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -46,12 +51,18 @@ class Heartbeat:
         """Return one event for each subject: messages first, then settlements, then the rare ones."""
         peer = event.peer
         published: list[Publish] = []
+        halves: list[Prepare | Enlist] = []
+        decisions: list[Decide] = []
         settling = Settling(peer, [], [], [])
         rest: list[Any] = []
         for packet in event.packets:
             kind = type(packet)
             if kind is Publish:
                 published.append(packet)  # type: ignore[arg-type]
+            elif kind is Prepare or kind is Enlist:
+                halves.append(packet)  # type: ignore[arg-type]
+            elif kind is Decide:
+                decisions.append(packet)  # type: ignore[arg-type]
             elif kind is Ack:
                 settling.acks.append(packet)  # type: ignore[arg-type]
             elif kind is Nack:
@@ -71,6 +82,10 @@ class Heartbeat:
             elif kind is not Pong:
                 peer.refuse("bad_frame", f"a client does not send a {kind.__name__}")
         events: list[Any] = [Published(peer, published)] if published else []
+        if halves:
+            events.append(HalvesSent(peer, halves))
+        if decisions:
+            events.append(Deciding(peer, decisions))
         if settling.acks or settling.nacks or settling.extensions:
             events.append(settling)
         return events + rest

@@ -25,8 +25,8 @@ class Peer:
 
     __slots__ = (
         "_lease_tags", "_leases", "_touched", "accepted", "close_reason", "concurrency", "connected_at",
-        "group", "in_flight", "in_flight_bytes", "leaving", "local", "name", "next_tag", "outbox",
-        "outbox_bytes", "uncommitted_bytes", "warm_up", "window",
+        "group", "in_flight", "in_flight_bytes", "instance", "leaving", "local", "name", "next_tag", "outbox",
+        "outbox_bytes", "topics", "uncommitted_bytes", "warm_up", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, *, local: bool, now: float, touched: Callable[[Peer], None]) -> None:
@@ -37,6 +37,10 @@ class Peer:
         self.accepted = False
         """Whether its Hello was answered by a Welcome."""
         self.group = ""
+        self.instance = b""
+        """Which run of which program it is: the same on all its connections."""
+        self.topics: frozenset[str] = frozenset()
+        """What it publishes; about transactions of other topics it is not asked."""
         self.concurrency = 1
         self.warm_up = 0
         self.window = 0
@@ -77,6 +81,11 @@ class Peer:
         if not self.leaving:
             self.leaving = True
             self.send(Goodbye(0, reason))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be asked something."""
+        return self.accepted and not self.leaving and self.close_reason is None
 
     def free_credit(self, now: float) -> int:
         """Return how many more messages it may hold: its window, scaled while it warms up."""

@@ -16,6 +16,7 @@ from kiteq.pipe.admit import Admit
 from kiteq.pipe.authenticate import Authenticate
 from kiteq.pipe.bind import Bind
 from kiteq.pipe.check import Check
+from kiteq.pipe.check_halves import CheckHalves
 from kiteq.pipe.deliver import Deliver
 from kiteq.pipe.events import PacketsRead
 from kiteq.pipe.heartbeat import Heartbeat
@@ -23,6 +24,7 @@ from kiteq.pipe.persist import Persist
 from kiteq.pipe.respond import Respond
 from kiteq.pipe.route import Route
 from kiteq.pipe.settle import Settle
+from kiteq.pipe.transact import Transact
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
@@ -45,6 +47,8 @@ HANDLERS: Final[tuple[type[Any], ...]] = (
     Heartbeat,
     Admit,
     Check,
+    CheckHalves,
+    Transact,
     Route,
     Persist,
     Respond,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
@@ -128,12 +128,12 @@ def _windows(tables: Tables, below: int) -> Iterator[list[tuple[bytes, bytes]]]:
         below = start
 
 
-def rewritten(row: int, value: bytes, keep: Iterable[int]) -> Row | None:
+def rewritten(row: int, value: bytes, stays: Callable[[bytes, int], bool]) -> Row | None:
     """Return a row of half messages with only some of its transactions; None when the row is damaged.
 
-    keep: the handles that stay.
+    stays: whether a transaction does, by its id and handle.
     """
-    key, kept = COUNTER_KEY.pack(row), set(keep)
+    key = COUNTER_KEY.pack(row)
     try:
         head = parse_half_head(key, value)
     except KiteQError:
@@ -143,7 +143,7 @@ def rewritten(row: int, value: bytes, keep: Iterable[int]) -> Row | None:
     sizes: list[int] = []
     blobs: list[bytes] = []
     for handle, (start, end) in zip(head.handles, pairwise((0, *accumulate(head.sizes))), strict=True):
-        if handle in kept:
+        if stays(raw[start][:16], handle):
             handles.append(handle)
             sizes.append(end - start)
             blobs += raw[start:end]

@@ -37,12 +37,18 @@ class State(IntEnum):
 
 
 class GroupTally:
-    """Transactions of one producer group that are not decided. `parked` are among the `open`."""
+    """Transactions of one producer group that are not decided. `parked` are among the `open`.
 
-    __slots__ = ("name", "open", "parked")
+    oldest_s: when the oldest was prepared, seconds since 1970, 0 for none; found out every few seconds.
+    alarmed: whether it was warned about that age.
+    """
+
+    __slots__ = ("alarmed", "name", "oldest_s", "open", "parked")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.oldest_s = 0
+        self.alarmed = False
         self.open = 0
         self.parked = 0
 
@@ -53,8 +59,8 @@ class Halves:
     """
 
     __slots__ = (
-        "_cache", "_cache_bytes", "_free", "_group_numbers", "_ids", "_instance_numbers", "_instance_uses",
-        "_live", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
+        "_added_bytes", "_cache", "_cache_bytes", "_free", "_group_numbers", "_ids", "_instance_numbers",
+        "_instance_uses", "_live", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
         "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
     )  # fmt: skip
 
@@ -81,6 +87,7 @@ class Halves:
         """Rows in which some are decided: to be rewritten."""
         self.parts: dict[int, list[int]] = {}
         """By handle, rows of messages that were added later."""
+        self._added_bytes: dict[int, int] = {}
         self._cache: dict[int, tuple[Sequence[int], Sequence[bytes]]] = {}
         self._cache_bytes = 0
         self.next_handle = 1
@@ -93,6 +100,11 @@ class Halves:
     def find(self, transaction_id: bytes) -> int | None:
         """Return the slot of an undecided transaction."""
         return self._ids[transaction_id[15]].get(transaction_id)
+
+    def undecided(self, transaction_id: bytes, handle: int) -> bool:
+        """Return whether a transaction with this id and handle is undecided."""
+        slot = self.find(transaction_id)
+        return slot is not None and self.handle[slot] == handle
 
     def __len__(self) -> int:
         return len(self.state) - len(self._free)
@@ -198,11 +210,16 @@ class Halves:
         self.next_handle += 1
         handle = self.handle[slot]
         self.parts.setdefault(handle, []).append(row)
+        self._added_bytes[handle] = self.added_bytes(slot) + sum(map(len, blobs))
         self._remember(row, [len(blobs)], blobs)
         key = COUNTER_KEY.pack(row)
         group, instance = self.tally(slot).name, self.instance_id(slot)
         value = pack_half(key, group, instance, now_ms, 0, [handle], [len(blobs)], blobs, enlisted=True)
         return (Table.HALF, key, value)
+
+    def added_bytes(self, slot: int) -> int:
+        """Return the bytes of the messages that were added to a transaction since the start."""
+        return self._added_bytes.get(self.handle[slot], 0)
 
     def withdraw_part(self, slot: int, row: Row) -> None:
         """Take back messages that were not stored after all."""
@@ -259,8 +276,7 @@ class Halves:
                 self._live.pop(row, None)
                 self.touched.pop(row, None)
                 rows.append((Table.HALF, COUNTER_KEY.pack(row), None))
-            for part in self.parts.get(self.handle[slot], ()):
-                rows.append((Table.HALF, COUNTER_KEY.pack(part), None))
+            rows.extend((Table.HALF, COUNTER_KEY.pack(part), None) for part in self.parts.get(self.handle[slot], ()))
         return rows
 
     def undo(self, slots: Sequence[int]) -> None:
@@ -279,6 +295,7 @@ class Halves:
                 self._forget_cached(row)
             for part in self.parts.pop(self.handle[slot], ()):
                 self._forget_cached(part)
+            self._added_bytes.pop(self.handle[slot], None)
             self.tally(slot).open -= 1
             self._leave_instance(self.instance[slot])
             self.state[slot] = State.FREE

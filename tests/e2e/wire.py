@@ -158,11 +158,11 @@ class RawClient:
 
     async def hello(
         self, group: str, bindings: Sequence[Binding] = (), *, topics: Sequence[str] = (), warm_up: int = 0,
-        concurrency: int = 1,
+        concurrency: int = 1, instance: bytes | None = None,
     ) -> packets.Welcome:  # fmt: skip
         wire = [to_wire(binding) for binding in bindings]
         return await self.ask(
-            packets.Hello, packets.Welcome, packets.PROTOCOL, [packets.WIRE_VERSION], os.urandom(16), group,
+            packets.Hello, packets.Welcome, packets.PROTOCOL, [packets.WIRE_VERSION], instance or os.urandom(16), group,
             list(topics), wire, warm_up, concurrency,
         )  # fmt: skip
 
@@ -172,6 +172,33 @@ class RawClient:
     async def publish(self, messages: Sequence[Message | bytes]) -> packets.Receipts:
         blobs = [one if isinstance(one, bytes) else one.encoded() for one in messages]
         return await self.ask(packets.Publish, packets.Receipts, blobs)
+
+    async def prepare(
+        self, messages: Sequence[Message | bytes], sizes: int | list[int] = 1, check_after_ms: int = 0
+    ) -> packets.Prepared:
+        blobs = [one if isinstance(one, bytes) else one.encoded() for one in messages]
+        return await self.ask(packets.Prepare, packets.Prepared, blobs, sizes, check_after_ms)
+
+    async def enlist(self, transaction_id: bytes, messages: Sequence[Message]) -> packets.Prepared:
+        blobs = [one.encoded() for one in messages]
+        return await self.ask(packets.Enlist, packets.Prepared, transaction_id, blobs)
+
+    async def decide(self, decision: int, ids: Sequence[bytes]) -> list[list[Any]]:
+        """Decide and return what was not decided as asked."""
+        return (await self.ask(packets.Decide, packets.Decided, decision, list(ids))).exceptions
+
+    async def commit(self, *ids: bytes) -> list[list[Any]]:
+        return await self.decide(packets.DECISION_COMMIT, ids)
+
+    async def roll_back(self, *ids: bytes) -> list[list[Any]]:
+        return await self.decide(packets.DECISION_ROLLBACK, ids)
+
+    async def asked_nothing(self, seconds: float = TICK_SECONDS) -> None:
+        """Fail when a check comes within a time."""
+        with trio.move_on_after(seconds):
+            while await self.read():
+                pass
+        assert not [one for one in self.received if isinstance(one, packets.Ask)]
 
     async def take(self, count: int) -> list[Delivery]:
         """Wait for so many deliveries and return them."""
@@ -245,11 +272,12 @@ async def open_raw(broker: Broker) -> RawClient:
 
 
 async def connect(
-    broker: Broker, group: str, *bindings: Binding, window: int = 0, warm_up: int = 0, concurrency: int = 1
-) -> RawClient:
+    broker: Broker, group: str, *bindings: Binding, window: int = 0, warm_up: int = 0, concurrency: int = 1,
+    topics: Sequence[str] = (), instance: bytes | None = None,
+) -> RawClient:  # fmt: skip
     """Return a greeted client of a group; with a window it gets messages."""
     client = await open_raw(broker)
-    await client.hello(group, bindings, warm_up=warm_up, concurrency=concurrency)
+    await client.hello(group, bindings, topics=topics, warm_up=warm_up, concurrency=concurrency, instance=instance)
     if window:
         await client.credit(window)
     return client

@@ -1,0 +1,284 @@
+"""What becomes of half messages: decided once, and then delivered or gone.
+
+Theory of operation. A transaction is undecided from the moment its row is submitted until a decision is
+durable. The first decision takes it (state DECIDING), so that no other one can; those that come meanwhile
+wait for its end and are judged by it. A commit needs the messages: they are in memory when the commit
+comes soon, and are read from the disk otherwise. Its messages, the removal of the half ones and the decision
+itself are one transaction of the store. What is decided is not in memory any more; a late decision is
+compared with what the disk says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from kiteq.pipe.delays import frame_of, save_delayed, split_delayed
+from kiteq.pipe.events import Batch
+from kiteq.store.half_reading import find_decisions, read_halves
+from kiteq.store.half_records import Decision
+from kiteq.store.halves import State
+from kiteq.store.writer import Submission
+
+if TYPE_CHECKING:
+    from kiteq.errors import StoreError
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.peer import Peer
+    from kiteq.store.tables import Row
+
+__all__ = ["Transactions"]
+
+log = structlog.get_logger()
+
+OPEN: Final = frozenset((int(State.OPEN), int(State.PARKED)))
+
+Exceptions = list[list[Any]]
+"""`[index, code, reason, temporary]` of each transaction that was not decided as asked."""
+
+
+class _Deciding:
+    """One request to decide: what is still to be answered of it.
+
+    group: of the client; None for a decision by hand. rows: changes of the store that belong to it.
+    """
+
+    __slots__ = ("by", "commit", "done", "exceptions", "group", "left", "peer", "reason", "rows")
+
+    def __init__(
+        self,
+        count: int,
+        done: Callable[[Exceptions], None],
+        *,
+        commit: bool,
+        group: str | None,
+        by: str,
+        peer: Peer | None,
+    ) -> None:
+        self.left = count
+        self.done = done
+        self.commit = commit
+        self.group = group
+        self.by = by
+        self.peer = peer
+        self.reason: str | None = None
+        self.rows: list[Row] = []
+        self.exceptions: Exceptions = []
+
+    def answered(self, count: int = 1) -> None:
+        """Note that so many transactions have their answer; the last one answers the request."""
+        self.left -= count
+        if not self.left:
+            self.done(self.exceptions)
+
+    def refuse(self, index: int, code: str, reason: str, *, temporary: bool = False) -> None:
+        """Note that one transaction was not decided as asked."""
+        self.exceptions.append([index, code, reason, temporary])
+        self.answered()
+
+
+class _Taken:
+    """Transactions that one request decides: places in the request, ids, slots."""
+
+    __slots__ = ("ids", "places", "slots")
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.ids: list[bytes] = []
+        self.slots: list[int] = []
+
+    def add(self, place: int, transaction_id: bytes, slot: int) -> None:
+        """Take one more."""
+        self.places.append(place)
+        self.ids.append(transaction_id)
+        self.slots.append(slot)
+
+
+class Transactions:
+    """Takes decisions about the transactions in `store.halves`."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._halves = core.store.halves
+        self._waiting: dict[bytes, list[Callable[[], None]]] = {}
+        """By transaction id, what is to be done when its decision has ended."""
+        self._searching = trio.Lock()
+
+    def decide(
+        self,
+        tokens: Sequence[bytes],
+        done: Callable[[Exceptions], None],
+        *,
+        commit: bool,
+        group: str | None,
+        by: str,
+        peer: Peer | None = None,
+        reason: str | None = None,
+        rows: Sequence[Row] = (),
+    ) -> None:
+        """Decide transactions; `done` gets what was not decided as asked, once the rest is durable.
+
+        tokens: transaction ids, each may be followed by a handle. group: only its own transactions; None for
+        any, one at a time. by, reason: who decided and why, for the views. rows: changes of the store that belong
+        in the same transaction; they are not made when nothing is decided.
+        """
+        request = _Deciding(len(tokens), done, commit=commit, group=group, by=by, peer=peer)
+        request.reason = reason
+        request.rows = list(rows)
+        taken = _Taken()
+        decided: list[tuple[int, bytes]] = []
+        halves = self._halves
+        for place, token in enumerate(tokens):
+            transaction_id = token[:16]
+            slot = halves.find(transaction_id)
+            if slot is None:
+                decided.append((place, transaction_id))
+            elif halves.state[slot] in OPEN and (group is None or halves.tally(slot).name == group):
+                halves.begin_deciding(slot)
+                taken.add(place, transaction_id, slot)
+            else:
+                self._wait_or_refuse(request, place, transaction_id, slot)
+        if taken.slots:
+            self._take_decision(request, taken)
+        if decided:
+            self._start(partial(self._compare, request, decided))
+
+    def _wait_or_refuse(self, request: _Deciding, place: int, transaction_id: bytes, slot: int) -> None:
+        halves = self._halves
+        foreign = request.group is not None and halves.tally(slot).name != request.group
+        if foreign or halves.state[slot] == State.PREPARING:
+            self._unknown(request, place, transaction_id)
+            return
+
+        def again() -> None:
+            self.decide(
+                [transaction_id], told, commit=request.commit, group=request.group, by=request.by,
+                peer=request.peer, reason=request.reason, rows=request.rows,
+            )  # fmt: skip
+
+        def told(exceptions: Exceptions) -> None:
+            request.exceptions += [[place, *exception[1:]] for exception in exceptions]
+            request.answered()
+
+        self._waiting.setdefault(transaction_id, []).append(again)
+
+    def _take_decision(self, request: _Deciding, taken: _Taken) -> None:
+        if not request.commit:
+            submission = Submission(lambda error: self._finish(request, taken, 0, error))
+            submission.rows = self._decision_rows(request, taken)
+            self._core.store.writer.submit(submission)
+            return
+        messages: list[list[bytes]] = []
+        for slot in taken.slots:
+            blobs = self._halves.blobs(slot)
+            if blobs is None:
+                self._start(partial(self._read_and_commit, request, taken))
+                return
+            messages.append(blobs)
+        self._commit(request, taken, messages)
+
+    def _commit(self, request: _Deciding, taken: _Taken, messages: list[list[bytes]]) -> None:
+        """Let messages become deliverable, in this order, with the decision in the same transaction."""
+        core = self._core
+        blobs = messages[0] if len(messages) == 1 else [blob for one in messages for blob in one]
+        size = sum(map(len, blobs))
+        if request.peer is not None:
+            request.peer.uncommitted_bytes += size
+        now_ms = core.clock.epoch_ms()
+        at_once, by_due = split_delayed(blobs, now_ms)
+        batch = Batch(None, [frame_of(core, at_once)] if at_once else [], size)
+        if by_due:
+            batch.delayed = save_delayed(core, self._halves.tally(taken.slots[0]).name, by_due, now_ms)
+        batch.rows = self._decision_rows(request, taken)
+        batch.done = lambda error: self._finish(request, taken, size, error)
+        core.place(batch)
+
+    async def _read_and_commit(self, request: _Deciding, taken: _Taken) -> None:
+        core, halves = self._core, self._halves
+        rows = {halves.row[slot] for slot in taken.slots}
+        for slot in taken.slots:
+            rows.update(halves.parts.get(halves.handle[slot], ()))
+        found = await trio.to_thread.run_sync(read_halves, core.store.tables, rows)
+        ready = _Taken()
+        messages: list[list[bytes]] = []
+        for place, transaction_id, slot in zip(taken.places, taken.ids, taken.slots, strict=True):
+            read = found.get(halves.handle[slot])
+            if read is None:
+                log.error("the row of a transaction is damaged", transaction=transaction_id.hex())
+                halves.reopen(slot)
+                request.refuse(place, "damaged", f"transaction {transaction_id.hex()} cannot be read from the store")
+                self._call_waiting([transaction_id])
+                continue
+            good = [blob for blob in read.blobs if blob is not None]
+            if len(good) < len(read.blobs):
+                core.counters["damaged"] += len(read.blobs) - len(good)
+                log.error("a half message is damaged and cannot be delivered", transaction=transaction_id.hex())
+            ready.add(place, transaction_id, slot)
+            messages.append(good)
+        if ready.slots:
+            self._commit(request, ready, messages)
+        core.turn.end()
+
+    def _decision_rows(self, request: _Deciding, taken: _Taken) -> list[Row]:
+        halves, now_ms = self._halves, self._core.clock.epoch_ms()
+        answer = "commit" if request.commit else "rollback"
+        rows = self._core.checks.decided(taken.slots, request.by, answer, now_ms)
+        decisions = [
+            Decision(halves.handle[slot], transaction_id, request.commit, halves.asks[slot] > 0)
+            for transaction_id, slot in zip(taken.ids, taken.slots, strict=True)
+        ]
+        return rows + halves.decide(decisions, taken.slots, now_ms, request.by, request.reason) + request.rows
+
+    def _finish(self, request: _Deciding, taken: _Taken, size: int, error: StoreError | None) -> None:
+        core = self._core
+        if request.peer is not None:
+            request.peer.uncommitted_bytes -= size
+            core.turn.touch_peer(request.peer)
+        if error is None:
+            self._halves.forget(taken.ids, taken.slots)
+            core.counters["committed" if request.commit else "rolled_back"] += len(taken.ids)
+        else:
+            self._halves.undo(taken.slots)
+            core.checks.schedule(taken.slots, core.clock.epoch_ms() + int(core.settings.check_after * 1000))
+            request.exceptions += [[place, "store_full", str(error), True] for place in taken.places]
+        request.answered(len(taken.ids))
+        self._call_waiting(taken.ids)
+
+    def _call_waiting(self, transaction_ids: Sequence[bytes]) -> None:
+        if self._waiting:
+            for transaction_id in transaction_ids:
+                for again in self._waiting.pop(transaction_id, ()):
+                    again()
+
+    # --- what was decided before ----------------------------------------------------------------
+
+    async def _compare(self, request: _Deciding, decided: list[tuple[int, bytes]]) -> None:
+        """Answer a request about transactions that are not open: as they were decided, or nobody knows them."""
+        store = self._core.store
+        ids = {transaction_id for _, transaction_id in decided}
+        async with self._searching:
+            found = await trio.to_thread.run_sync(find_decisions, store.tables, ids, self._halves.next_decision)
+        for place, transaction_id in decided:
+            row, decision = found.get(transaction_id, (None, None))
+            if row is None or decision is None or (request.group is not None and row.group != request.group):
+                self._unknown(request, place, transaction_id)
+            elif decision.committed == request.commit:
+                request.answered()
+            else:
+                self._core.counters["conflicts"] += 1
+                was = "committed" if decision.committed else "rolled back"
+                reason = f"transaction {transaction_id.hex()} was {was} by {row.by}"
+                request.refuse(place, "transaction_conflict", reason)
+        self._core.turn.end()
+
+    def _unknown(self, request: _Deciding, place: int, transaction_id: bytes) -> None:
+        self._core.counters["unknown_transactions"] += 1
+        reason = f"transaction {transaction_id.hex()} is not known here: never prepared, or decided over an hour ago"
+        request.refuse(place, "unknown_transaction", reason)
+
+    def _start(self, work: Callable[[], Any]) -> None:
+        assert self._core.deliveries.nursery is not None
+        self._core.deliveries.nursery.start_soon(work)
