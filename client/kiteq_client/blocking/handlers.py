@@ -1,29 +1,70 @@
-"""Which plain function handles which message."""
+"""Which plain functions handle messages and answer checks."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from kiteq.message import Received
+from kiteq_client import checking
 from kiteq_client import handlers as asynchronous
 from kiteq_client.blocking.threads import Threads
+from kiteq_client.decision import Decision
 
-__all__ = ["Handler", "Handlers", "InThreads", "check_plain"]
+__all__ = [
+    "CheckFunction",
+    "Checker",
+    "Handler",
+    "Handlers",
+    "InThreads",
+    "check_checker",
+    "check_plain",
+    "checker_in_threads",
+]
 
 Handler = Callable[[Received], object]
+CheckFunction = Callable[[Received], Decision]
+
+
+@runtime_checkable
+class Checker(Protocol):
+    """A check function that also hears of the decisions that the broker has on disk.
+
+    Its methods may be plain, then they run in threads, or `async def`, then they run in the event loop thread.
+    """
+
+    def check(self, message: Received) -> Decision | Awaitable[Decision]:
+        """Say what became of the local transaction of this message."""
+        ...
+
+    def decided(self, transaction_id: bytes, decision: Decision) -> Awaitable[None] | None:
+        """Hear that the broker has this decision, COMMIT or ROLLBACK, on disk."""
+        ...
+
+
 _H = TypeVar("_H", bound=Handler)
+_C = TypeVar("_C", bound=CheckFunction | Checker)
 
 
 def check_plain(function: object) -> None:
     """Raise `TypeError` unless `function` can be called and is not `async def`."""
     if not callable(function):
         raise TypeError(f"a handler must be a function, and {function!r} is not")
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+    if _is_async(function):
         raise TypeError(
             f"{function!r} is `async def`: kiteq_client.blocking takes plain functions, kiteq_client.Client takes those"
         )
+
+
+def check_checker(checker: object) -> None:
+    """Raise `TypeError` unless it is a plain function or an object with the methods of a `Checker`."""
+    if inspect.isclass(checker) or not isinstance(checker, Checker):
+        check_plain(checker)
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 class _Registered:
@@ -53,6 +94,13 @@ class Handlers:
 
     def __init__(self) -> None:
         self._registry = asynchronous.Handlers()
+        self.checker: CheckFunction | Checker | None = None
+        self._is_empty = True
+
+    @property
+    def only_checks(self) -> bool:
+        """Whether these are for a producer: a check function, and no handler."""
+        return self.checker is not None and self._is_empty
 
     def on(self, topic: str, message_type: str | None = None) -> Callable[[_H], _H]:
         """Register the decorated function for a message type, or for all others of the topic.
@@ -64,9 +112,21 @@ class Handlers:
         def register(function: _H) -> _H:
             check_plain(function)
             register_async(_Registered(function))
+            self._is_empty = False
             return function
 
         return register
+
+    def check(self, function: _C) -> _C:
+        """Register the decorated function, or a `Checker`, as the one that is asked about transactions.
+
+        Raises `TypeError` for an `async def` function, `ValueError` if there is one already.
+        """
+        if self.checker is not None:
+            raise ValueError("there is a check function already")
+        check_checker(function)
+        self.checker = function
+        return function
 
     def find(self, topic: str, message_type: str) -> Handler | None:
         """Return the handler of a message, or None."""
@@ -85,6 +145,11 @@ class InThreads(asynchronous.Handlers):
         self._find = find
         self._threads = threads
 
+    @property
+    def only_checks(self) -> bool:
+        """Whether there is no handler; the check function is not given this way."""
+        return False
+
     def find(self, topic: str, message_type: str) -> asynchronous.Handler | None:
         """Return the handler of a message, or None."""
         function = self._find(topic, message_type)
@@ -95,3 +160,49 @@ class InThreads(asynchronous.Handlers):
             return await self._threads.run(function, message)
 
         return handle
+
+
+class CheckInThreads:
+    """What the async client is given as its check function: it calls a plain one in a thread."""
+
+    def __init__(self, check: CheckFunction, threads: Threads) -> None:
+        self._check = check
+        self._threads = threads
+
+    async def __call__(self, message: Received) -> Decision:
+        """Ask the plain function."""
+        answer: Decision = await self._threads.run(self._check, message)
+        return answer
+
+
+class CheckerInThreads:
+    """What the async client is given as its `Checker`: plain methods are called in threads."""
+
+    def __init__(self, checker: Checker, threads: Threads) -> None:
+        self._checker = checker
+        self._threads = threads
+
+    async def check(self, message: Received) -> Decision:
+        """Ask the checker."""
+        answer: Decision = await self._run(self._checker.check, message)
+        return answer
+
+    async def decided(self, transaction_id: bytes, decision: Decision) -> None:
+        """Tell the checker."""
+        await self._run(self._checker.decided, transaction_id, decision)
+
+    async def _run(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        if _is_async(method):
+            return await method(*arguments)
+        return await self._threads.run(method, *arguments)
+
+
+def checker_in_threads(
+    checker: CheckFunction | Checker | None, threads: Threads
+) -> checking.CheckFunction | checking.Checker | None:
+    """Return the check function of a blocking client in the form that the async client takes."""
+    if checker is None:
+        return None
+    if isinstance(checker, Checker):
+        return CheckerInThreads(checker, threads)
+    return CheckInThreads(checker, threads)

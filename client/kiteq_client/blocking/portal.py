@@ -1,9 +1,9 @@
 """The event loop thread that blocking clients share.
 
 Theory of operation. One daemon thread runs an asyncio loop with an anyio blocking portal. A fork copies
-its descriptors but not the thread. The forked process closes its copies with a plain close: that sends
-nothing, ends no connection of the parent, and does not touch what the parent's selector watches. For this
-the loop remembers each socket before it connects.
+its descriptors but not the thread. So a fork waits until the loop waits: then nothing is half done there,
+no lock is held by it, and every socket is known. The child closes its copies with a plain close: that
+sends nothing, ends no connection of the parent, and does not touch what the parent's selector watches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from anyio.from_thread import BlockingPortal
 
 from kiteq.errors import ClientClosed
 
-__all__ = ["Portal", "refuse_event_loop"]
+__all__ = [
+    "Portal", "after_fork_in_child", "after_fork_in_parent", "before_fork", "refuse_event_loop", "result_of",
+]  # fmt: skip
 
 logger = logging.getLogger("kiteq_client")
 
@@ -34,14 +36,38 @@ Outcome = tuple[T | None, BaseException | None]
 
 JOIN_SECONDS_MAX: Final = 5.0
 """How long a stopped thread is waited for; a name lookup that hangs may hold it."""
+FORK_SECONDS_MAX: Final = 1.0
+"""How long a fork waits for an event loop that is busy; it seldom is for a millisecond."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """A selector that gives its turn away while it waits."""
+
+    def __init__(self, turn: threading.Lock) -> None:
+        super().__init__()
+        self._turn = turn
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._turn.release()
+        try:
+            return super().select(timeout)
+        finally:
+            self._turn.acquire()
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose descriptors a forked process can give back."""
+    """An event loop that a fork can wait for, and whose descriptors the child can give back.
+
+    `turn` is held by the thread of the loop, but for the time it waits.
+    """
 
     def __init__(self) -> None:
-        self._watching = selectors.DefaultSelector()
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.thread = threading.get_ident()
+        _loops[self.thread] = self
         self._connecting: WeakSet[socket.socket] = WeakSet()
+        self._watching = _Selector(self.turn)
         super().__init__(self._watching)
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
@@ -56,6 +82,40 @@ class _Loop(asyncio.SelectorEventLoop):
                 sock.close()
         # Not loop.close(): that would take the pipe out of the selector, which is the parent's too.
         self._watching.close()
+
+
+_loops: dict[int, _Loop] = {}
+"""The loops of this process, by thread: one, but for moments in which one ends and the next begins."""
+_forking = threading.local()
+
+
+def before_fork() -> None:
+    """Wait until the loops wait, or for a second; then the fork is taken anyway."""
+    _forking.turns = [
+        loop.turn
+        for loop in list(_loops.values())
+        if loop.thread != threading.get_ident() and loop.turn.acquire(timeout=FORK_SECONDS_MAX)
+    ]
+
+
+def after_fork_in_parent() -> None:
+    """Let the loops go on."""
+    for turn in _forking.turns:
+        turn.release()
+    _forking.turns = []
+
+
+def after_fork_in_child() -> None:
+    """Give back the copies of what the loops of the parent have open."""
+    loops = list(_loops.values())
+    _loops.clear()
+    # Kept for ever: nothing of them may be finalized here, as it stands for the parent's things.
+    _inherited.extend(loops)
+    for loop in loops:
+        loop.close_copies()
+
+
+_inherited: list[_Loop] = []
 
 
 class Portal:
@@ -80,6 +140,10 @@ class Portal:
                 logger.exception("the event loop of the blocking clients failed")
             else:
                 self._started.set_exception(error)
+        finally:
+            loop = _loops.pop(threading.get_ident(), None)
+            if loop is not None:
+                loop.turn.release()
 
     def _make_loop(self) -> _Loop:
         self._loop = _Loop()
@@ -128,11 +192,6 @@ class Portal:
         """Return when a stopped thread has ended."""
         if self._stopping and not self.is_current:
             self._thread.join(JOIN_SECONDS_MAX)
-
-    def close_copies(self) -> None:
-        """In a forked process: give back the copies of the descriptors."""
-        if self._loop is not None:
-            self._loop.close_copies()
 
 
 async def _outcome(work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> Outcome[T]:

@@ -24,7 +24,7 @@ import anyio
 
 from kiteq.errors import ClientClosed
 from kiteq.limits import DRAIN_SECONDS
-from kiteq_client.blocking.portal import Portal
+from kiteq_client.blocking.portal import Portal, after_fork_in_child, after_fork_in_parent, before_fork
 from kiteq_client.blocking.threads import Threads
 from kiteq_client.client import Client
 
@@ -148,8 +148,7 @@ def _begin_anew() -> None:
     global _process  # there is one for each process
     inherited, _process = _process, Process()
     _inherited.append(inherited)
-    if inherited.portal is not None:
-        inherited.portal.close_copies()
+    after_fork_in_child()
 
 
 def _close_all() -> None:
@@ -167,5 +166,5 @@ def _close_all() -> None:
             logger.warning("a client was not closed within %g s of the end of the program", EXIT_SECONDS_MAX)
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=_begin_anew)
 atexit.register(_close_all)

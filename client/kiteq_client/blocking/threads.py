@@ -32,7 +32,7 @@ _current = threading.local()
 
 def is_handler_thread() -> bool:
     """Whether the caller runs in a thread of any client."""
-    return getattr(_current, "is_handler", False)
+    return getattr(_current, "pid", None) == os.getpid()
 
 
 class _Job:
@@ -116,7 +116,7 @@ class Threads:
         threading.Thread(target=self._work, args=(inbox,), name=f"kiteq-handler-{self._started}", daemon=True).start()
 
     def _work(self, inbox: SimpleQueue[_Job | None]) -> None:
-        _current.is_handler = True
+        _current.pid = self._pid
         while (job := inbox.get()) is not None:
             job.execute()
             if os.getpid() != self._pid:

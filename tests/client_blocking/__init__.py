@@ -1,0 +1,1 @@
+"""Tests of the blocking client, in threads and processes of their own."""
