@@ -14,9 +14,10 @@ from kiteq import __version__
 from kiteq.binding.bindings import direct, fanout, regex
 from kiteq.errors import StoreFailed
 from kiteq.message import Message
+from kiteq.remoting.packets import DECISION_RUNNING, DECISION_UNKNOWN, Ask
 from kiteq.store.tables import Usage
 from tests.admin.http import Answer, get, serving
-from tests.e2e.wire import PATIENCE_SECONDS, connect, numbered
+from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, connect, numbered
 
 
 async def wait_answer(address: str, path: str, wanted: Callable[[Answer], bool]) -> Answer:
@@ -177,3 +178,58 @@ async def test_a_head_request_has_no_body() -> None:
     async with serving("memory://") as (_, address):
         answer = await get(address, "/stat", method="HEAD")
     assert (answer.status, answer.body) == (200, b"")
+
+
+async def test_transactions_are_counted_and_an_old_one_is_an_alarm(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with serving(tmp_path / "db", clock, half_age_alarm=100.0, check_after=3_600.0) as (broker, address):
+        owner = await connect(broker, "orders", topics=["t"])
+        messages = numbered(5)
+        await owner.prepare(messages)
+        await owner.commit(messages[0].id, messages[1].id)
+        await owner.roll_back(messages[2].id)
+        assert (await owner.commit(messages[2].id))[0][1] == "transaction_conflict"
+        assert (await owner.commit(b"?" * 16))[0][1] == "unknown_transaction"
+        assert (await get(address, "/healthz")).json == {"status": "ok"}
+        clock.advance(101)
+        metrics = await scrape(address)
+        told = (await get(address, "/stat")).json["transactions"]
+        health = (await get(address, "/healthz")).json
+        await owner.roll_back(messages[3].id, messages[4].id)
+        assert (await get(address, "/healthz")).json == {"status": "ok"}
+    assert value(metrics["kiteq_transactions_open"], group="orders") == 2
+    assert value(metrics["kiteq_transactions_parked"], group="orders") == 0
+    assert value(metrics["kiteq_transactions_prepared"]) == 5
+    assert value(metrics["kiteq_transaction_decisions"], decision="commit") == 2
+    assert value(metrics["kiteq_transaction_decisions"], decision="rollback") == 1
+    assert value(metrics["kiteq_transaction_conflicts"]) == 1
+    assert value(metrics["kiteq_transactions_unknown"]) == 1
+    assert 101 <= value(metrics["kiteq_transactions_oldest_open_age_seconds"]) < 120
+    assert value(metrics["kiteq_transactions_age_alarm"]) == 1
+    assert (told["open"], told["alarm"]) == (2, True)
+    assert health["status"] == "degraded"
+    assert health["reasons"][0].startswith("a transaction is open for 1")
+    assert health["reasons"][0].endswith("half_age_alarm is 100s")
+
+
+async def test_checks_and_parked_transactions_are_counted(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with serving(tmp_path / "db", clock, check_limit=1, check_after=0.1) as (broker, address):
+        owner = await connect(broker, "orders", topics=["t"])
+        await owner.prepare(numbered(2))
+        clock.advance(1)
+        asked = await owner.wait(Ask)
+        tokens = asked.tokens if len(asked.tokens) == 2 else [*asked.tokens, *(await owner.wait(Ask)).tokens]
+        await owner.decide(DECISION_UNKNOWN, tokens[:1])
+        await owner.decide(DECISION_RUNNING, tokens[1:])
+        metrics = await scrape(address)
+        health = (await get(address, "/healthz")).json
+    assert value(metrics["kiteq_transaction_checks"]) == 2
+    assert value(metrics["kiteq_transaction_check_answers"], answer="unknown") == 1
+    assert value(metrics["kiteq_transaction_check_answers"], answer="running") == 1
+    assert value(metrics["kiteq_transactions_parked"], group="orders") == 1
+    assert value(metrics["kiteq_transactions_open"], group="orders") == 1
+    assert health == {
+        "status": "degraded",
+        "reasons": ["1 transactions are parked: nobody could say whether they were committed"],
+    }

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["environment", "kiteq", "refused"]
+from tests.support.broker import BrokerProcess
+
+__all__ = ["environment", "kiteq", "listening", "refused", "run"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -36,3 +40,32 @@ def refused(folder: Path, *words: str, status: int, **more: str) -> str:
     assert done.stderr.startswith("kiteq: ")
     assert done.stderr.count("\n") == 1
     return done.stderr.removeprefix("kiteq: ").rstrip("\n")
+
+
+def run(broker: BrokerProcess, *words: str) -> str:
+    """Run a command that must do its work and say nothing on standard error; return what it prints."""
+    done = kiteq(broker.folder, *words, KITEQ_BROKER=broker.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@contextmanager
+def listening(broker: BrokerProcess, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `kiteq listen` and go on when it says that it is bound."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kiteq", "listen", *words],
+        cwd=broker.folder,
+        env=environment(KITEQ_BROKER=broker.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = (process.stderr if "--json" in words else process.stdout).readline()
+        assert line.startswith("listening to ")
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=10)

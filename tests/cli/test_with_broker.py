@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -20,40 +18,12 @@ import trio
 from kiteq.message import Received
 from kiteq_client import Client, Reject, direct
 from kiteq_client import Message as ClientMessage
-from tests.cli.running import environment, kiteq, refused
+from tests.cli.running import environment, listening, refused, run
 from tests.support.broker import BrokerProcess, free_port
 
 pytestmark = pytest.mark.slow
 
 ID = "00112233445566778899aabbccddeeff"
-
-
-def run(broker: BrokerProcess, *words: str) -> str:
-    done = kiteq(broker.folder, *words, KITEQ_BROKER=broker.address)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-@contextmanager
-def listening(broker: BrokerProcess, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Start `kiteq listen` and go on when it says that it is bound."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kiteq", "listen", *words],
-        cwd=broker.folder,
-        env=environment(KITEQ_BROKER=broker.address),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = (process.stderr if "--json" in words else process.stdout).readline()
-        assert line.startswith("listening to ")
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 def test_a_message_goes_from_send_to_listen(broker: BrokerProcess) -> None:
