@@ -127,7 +127,7 @@ class _Hook:
                 "undecided until the broker asks; commit or roll back inside the block"
             )
         if decision is Decision.UNKNOWN:
-            self.undecided("its row was deleted")
+            self.undecided("its row is locked, or was deleted just now")
         return decision is Decision.ROLLBACK
 
     def failed(self, look: _Look, error: Exception) -> None:
@@ -183,7 +183,11 @@ class _Look:
             # The row decides, not the connection: a pool may have lent that to somebody else meanwhile.
             if table.is_marked(executor, self._id):
                 return Decision.COMMIT
-            return Decision.RUNNING if self.is_open else table.decide(executor, self._id)
+            if self.is_open:
+                return Decision.RUNNING
+            decision = table.decide(executor, self._id)
+            # The row is locked, and not by the user's connection: by a check, or by nobody knows whom.
+            return Decision.UNKNOWN if decision is Decision.RUNNING and self.is_open is False else decision
         except Exception as error:
             self.trouble = dialect.trouble(error)
             raise

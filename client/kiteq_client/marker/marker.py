@@ -241,12 +241,14 @@ class Marker:
 
     def close(self) -> None:
         """Delete the markers that wait for it, and close the idle connections; the marker can be used again."""
-        self._runner.run(partial(_forget, table=self.table, ids=self._take_decided()))
+        if ids := self._take_decided():
+            self._runner.run(partial(_forget, table=self.table, ids=ids))
         self._runner.close()
 
     async def aclose(self) -> None:
         """Do as `close`."""
-        await self._forget()
+        if self._decided:
+            await self._forget()
         await self._runner.aclose()
 
 

@@ -51,14 +51,17 @@ class Table:
         return self._kind(executor.execute(self.sql(self.dialect.read), id)) == MARKER
 
     def decide(self, executor: Executor, id: str) -> Decision:
-        """Answer a check. Raises what the driver raises when the answer is not known."""
+        """Answer a check: RUNNING if the row is locked. Raises what the driver raises otherwise."""
         self.begin(executor)
         try:
             executor.execute(self.sql(self.dialect.insert), id, TOMBSTONE, now_ms())
         except Exception as error:
-            if self.dialect.trouble(error) is not Trouble.DUPLICATE:
+            trouble = self.dialect.trouble(error)
+            if trouble is Trouble.OTHER:
                 raise
             executor.execute("ROLLBACK")
+            if trouble is Trouble.LOCKED:
+                return Decision.RUNNING
         else:
             executor.execute("COMMIT")
             return Decision.ROLLBACK
