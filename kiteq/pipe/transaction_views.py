@@ -6,12 +6,13 @@ threads, so that a list over a million of them stalls nobody.
 
 from __future__ import annotations
 
+import heapq
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import compress, count, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -263,22 +264,28 @@ def _id(arguments: Arguments) -> bytes:
 def _find_halves(tables: Tables, columns: _Columns, wanted: _Wanted, group: int) -> list[_Half]:
     """Return undecided transactions, the oldest first. group: number of the wanted one, if one is wanted."""
     before_s = None if wanted.before_ms is None else wanted.before_ms // 1000
-    matching = [
-        (handle, row)
-        for state, handle, row, number, prepared_s in zip(
-            columns.state, columns.handle, columns.row, columns.group, columns.prepared_s, strict=True
-        )
-        if state in wanted.numbers
-        and (wanted.group is None or number == group)
-        and (before_s is None or prepared_s <= before_s)
-    ]
-    matching.sort()
+    handle_of, row_of = columns.handle, columns.row
+    is_wanted = bytes(number in wanted.numbers for number in range(256))
+    matching: Iterable[int] = (
+        slot
+        for slot in compress(range(len(columns.state)), columns.state.translate(is_wanted))
+        if (wanted.group is None or columns.group[slot] == group)
+        and (before_s is None or columns.prepared_s[slot] <= before_s)
+    )
+    if wanted.topic is None:
+        slots = heapq.nsmallest(wanted.limit, matching, key=handle_of.__getitem__)
+    else:
+        slots = sorted(matching, key=handle_of.__getitem__)
     found: list[_Half] = []
-    for start in range(0, len(matching), READ_AT_ONCE):
-        some = matching[start : start + READ_AT_ONCE]
-        rows = {part for handle, row in some for part in (row, *columns.parts.get(handle, ()))}
+    start = 0
+    while start < len(slots):
+        end = min(start + READ_AT_ONCE, len(slots))
+        while end < len(slots) and row_of[slots[end]] == row_of[slots[end - 1]]:
+            end += 1  # a row is read whole, so all of it that is wanted is looked at now
+        some, start = slots[start:end], end
+        rows = {part for slot in some for part in (row_of[slot], *columns.parts.get(handle_of[slot], ()))}
         read = read_halves(tables, rows)
-        for handle, _ in some:
+        for handle in (handle_of[slot] for slot in some):
             half = None if handle not in read else _summary(handle, read[handle])
             if half is not None and (wanted.topic is None or wanted.topic in half.topics):
                 found.append(half)
@@ -324,7 +331,7 @@ def _checks(state: CheckState) -> dict[str, Any]:
 
 def _decided_rows(tables: Tables, below: int, wanted: _Wanted, now_ms: int) -> list[dict[str, Any]]:
     """Return decided transactions, the latest first."""
-    return list(_first(wanted.limit, _each_decided(tables, below, wanted, now_ms)))
+    return list(islice(_each_decided(tables, below, wanted, now_ms), wanted.limit))
 
 
 def _each_decided(tables: Tables, below: int, wanted: _Wanted, now_ms: int) -> Iterator[dict[str, Any]]:
@@ -333,10 +340,6 @@ def _each_decided(tables: Tables, below: int, wanted: _Wanted, now_ms: int) -> I
             continue
         for decision in row.decisions:
             yield _decided_row(row, decision, now_ms)
-
-
-def _first(limit: int, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (row for _, row in zip(range(limit), rows, strict=False))
 
 
 def _decided_row(row: DecisionRow, decision: Decision, now_ms: int) -> dict[str, Any]:

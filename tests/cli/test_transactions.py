@@ -18,15 +18,13 @@ from tests.support.broker import BrokerProcess
 pytestmark = pytest.mark.slow
 
 ID = "00112233445566778899aabbccddeeff"
+OTHER = "ffeeddccbbaa99887766554433221100"
 
 
 async def _prepare(address: str, *messages: ClientMessage) -> None:
     async with Client(f"kiteq://{address}", group="orders", topics=["trade"]) as client:
         for message in messages:
             await client.prepare(message)
-
-
-OTHER = "ffeeddccbbaa99887766554433221100"
 
 
 def test_transactions_are_listed_shown_and_decided(broker: BrokerProcess) -> None:

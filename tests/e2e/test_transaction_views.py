@@ -13,7 +13,7 @@ from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.pipe import transaction_views
 from kiteq.remoting.packets import DECISION_COMMIT, DECISION_RUNNING, DECISION_UNKNOWN, Ask
-from tests.e2e.wire import JumpingClock, RawClient, Refused, connect, numbered, running
+from tests.e2e.wire import PATIENCE_SECONDS, TICK_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
 
 INSTANCE = b"i" * 16
 
@@ -30,13 +30,13 @@ async def admin(server: Broker) -> RawClient:
 
 async def answered(client: RawClient, clock: JumpingClock, decision: int) -> None:
     """Put the clock forward until the client is asked about something, and answer."""
-    for _ in range(100):
-        with trio.move_on_after(0.1):
-            question = await client.wait(Ask)
-            assert await client.decide(decision, question.tokens) == []
-            return
-        clock.advance(5)
-    raise AssertionError("nothing was asked")
+    question: Ask | None = None
+    with trio.fail_after(PATIENCE_SECONDS):
+        while question is None:
+            clock.advance(5)
+            with trio.move_on_after(TICK_SECONDS):
+                question = await client.wait(Ask)
+    assert await client.decide(decision, question.tokens) == []
 
 
 async def refused(client: RawClient, verb: str, **arguments: Any) -> tuple[str, str]:
