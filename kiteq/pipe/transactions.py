@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
 
+from kiteq.message import HEAD_OFFSET
 from kiteq.pipe.delays import frame_of, save_delayed, split_delayed
-from kiteq.pipe.events import Batch
+from kiteq.pipe.events import Batch, Frame, Kind
 from kiteq.store.half_reading import find_decisions, read_halves
-from kiteq.store.half_records import Decision
 from kiteq.store.halves import State
 from kiteq.store.writer import Submission
 
@@ -35,6 +36,9 @@ __all__ = ["Transactions"]
 log = structlog.get_logger()
 
 OPEN: Final = frozenset((int(State.OPEN), int(State.PARKED)))
+
+SMALL_DECISION: Final = 16
+"""The reader waits for the commit of fewer decisions, so that the next ones share a commit; more gain nothing."""
 
 Exceptions = list[list[Any]]
 """`[index, code, reason, temporary]` of each transaction that was not decided as asked."""
@@ -90,12 +94,6 @@ class _Taken:
         self.ids: list[bytes] = []
         self.slots: list[int] = []
 
-    def add(self, place: int, transaction_id: bytes, slot: int) -> None:
-        """Take one more."""
-        self.places.append(place)
-        self.ids.append(transaction_id)
-        self.slots.append(slot)
-
 
 class Transactions:
     """Takes decisions about the transactions in `store.halves`."""
@@ -106,6 +104,8 @@ class Transactions:
         self._waiting: dict[bytes, list[Callable[[], None]]] = {}
         """By transaction id, what is to be done when its decision has ended."""
         self._searching = trio.Lock()
+        self._kind: Kind | None = None
+        """The kind seen last: the next commit is usually of the same."""
 
     def decide(
         self,
@@ -131,14 +131,18 @@ class Transactions:
         taken = _Taken()
         decided: list[tuple[int, bytes]] = []
         halves = self._halves
+        find, state = halves.find, halves.state
+        number = None if group is None else halves.known_group(group)
         for place, token in enumerate(tokens):
             transaction_id = token[:16]
-            slot = halves.find(transaction_id)
+            slot = find(transaction_id)
             if slot is None:
                 decided.append((place, transaction_id))
-            elif halves.state[slot] in OPEN and (group is None or halves.tally(slot).name == group):
+            elif state[slot] in OPEN and (number is None or halves.group[slot] == number):
                 halves.begin_deciding(slot)
-                taken.add(place, transaction_id, slot)
+                taken.places.append(place)
+                taken.ids.append(transaction_id)
+                taken.slots.append(slot)
             else:
                 self._wait_or_refuse(request, place, transaction_id, slot)
         if taken.slots:
@@ -171,30 +175,49 @@ class Transactions:
             submission.rows = self._decision_rows(request, taken)
             self._core.store.writer.submit(submission)
             return
-        messages: list[list[bytes]] = []
-        for slot in taken.slots:
-            blobs = self._halves.blobs(slot)
-            if blobs is None:
-                self._start(partial(self._read_and_commit, request, taken))
-                return
-            messages.append(blobs)
-        self._commit(request, taken, messages)
+        messages = self._halves.messages(taken.slots)
+        if messages is None:
+            self._start(partial(self._read_and_commit, request, taken))
+        else:
+            self._commit(request, taken, messages)
 
     def _commit(self, request: _Deciding, taken: _Taken, messages: list[list[bytes]]) -> None:
         """Let messages become deliverable, in this order, with the decision in the same transaction."""
         core = self._core
-        blobs = messages[0] if len(messages) == 1 else [blob for one in messages for blob in one]
+        blobs = list(chain.from_iterable(messages))
         size = sum(map(len, blobs))
+        waits = size if len(taken.slots) < SMALL_DECISION else 0
         if request.peer is not None:
-            request.peer.uncommitted_bytes += size
+            request.peer.uncommitted_bytes += waits
         now_ms = core.clock.epoch_ms()
-        at_once, by_due = split_delayed(blobs, now_ms)
-        batch = Batch(None, [frame_of(core, at_once)] if at_once else [], size)
+        frame, by_due = self._uniform(blobs), None
+        if frame is None:
+            at_once, by_due = split_delayed(blobs, now_ms)
+            frame = frame_of(core, at_once) if at_once else None
+        batch = Batch(None, [] if frame is None else [frame], size)
         if by_due:
             batch.delayed = save_delayed(core, self._halves.tally(taken.slots[0]).name, by_due, now_ms)
         batch.rows = self._decision_rows(request, taken)
-        batch.done = lambda error: self._finish(request, taken, size, error)
+        batch.done = lambda error: self._finish(request, taken, waits, error)
         core.place(batch)
+
+    def _uniform(self, blobs: list[bytes]) -> Frame | None:
+        """Return messages that are all of one known kind, without a delay, as a frame."""
+        if not blobs:
+            return None
+        kind = self._kind
+        if kind is None or not blobs[0].startswith(kind.prefix, HEAD_OFFSET):
+            end = HEAD_OFFSET + 4 + int.from_bytes(blobs[0][HEAD_OFFSET : HEAD_OFFSET + 2], "big")
+            kind = self._kind = self._core.router.kind(blobs[0][HEAD_OFFSET:end])
+        if kind is None or self._core.router.kind(kind.prefix) is not kind:
+            return None
+        prefix = kind.prefix
+        for blob in blobs:
+            if not blob.startswith(prefix, HEAD_OFFSET):
+                return None
+        frame = Frame(0, len(blobs))
+        frame.runs.append((kind, blobs))
+        return frame
 
     async def _read_and_commit(self, request: _Deciding, taken: _Taken) -> None:
         core, halves = self._core, self._halves
@@ -216,7 +239,9 @@ class Transactions:
             if len(good) < len(read.blobs):
                 core.counters["damaged"] += len(read.blobs) - len(good)
                 log.error("a half message is damaged and cannot be delivered", transaction=transaction_id.hex())
-            ready.add(place, transaction_id, slot)
+            ready.places.append(place)
+            ready.ids.append(transaction_id)
+            ready.slots.append(slot)
             messages.append(good)
         if ready.slots:
             self._commit(request, ready, messages)
@@ -226,11 +251,10 @@ class Transactions:
         halves, now_ms = self._halves, self._core.clock.epoch_ms()
         answer = "commit" if request.commit else "rollback"
         rows = self._core.checks.decided(taken.slots, request.by, answer, now_ms)
-        decisions = [
-            Decision(halves.handle[slot], transaction_id, request.commit, halves.asks[slot] > 0)
-            for transaction_id, slot in zip(taken.ids, taken.slots, strict=True)
-        ]
-        return rows + halves.decide(decisions, taken.slots, now_ms, request.by, request.reason) + request.rows
+        rows += halves.decide(
+            taken.ids, taken.slots, commit=request.commit, at_ms=now_ms, by=request.by, reason=request.reason
+        )
+        return rows + request.rows
 
     def _finish(self, request: _Deciding, taken: _Taken, size: int, error: StoreError | None) -> None:
         core = self._core

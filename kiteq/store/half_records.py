@@ -194,9 +194,9 @@ def first_ids(value: bytes, head: HalfHead) -> list[bytes]:
 
 
 def pack_decisions(
-    key: bytes, at_ms: int, group: str, by: str, reason: str | None, decisions: Sequence[Decision]
+    key: bytes, at_ms: int, group: str, by: str, reason: str | None, decisions: Sequence[tuple[int, bytes, bool, bool]]
 ) -> bytes:
-    """Return the value of a row of DECISIONS."""
+    """Return the value of a row of DECISIONS; `decisions` hold the fields of `Decision`."""
     text = msgpack.packb([group, by, reason])
     pack = _DECISION.pack
     packed = [pack(handle, id_, committed | (ASKED if asked else 0)) for handle, id_, committed, asked in decisions]

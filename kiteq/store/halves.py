@@ -7,13 +7,14 @@ is not kept in memory; `half_reading` searches the disk.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import accumulate
 from typing import Final
 
 from kiteq.limits import HALF_CACHE_BYTES_MAX
-from kiteq.store.half_records import COUNTER_KEY, Decision, pack_decisions, pack_half
+from kiteq.store.half_records import COUNTER_KEY, pack_decisions, pack_half
 from kiteq.store.tables import Row, Table
 
 __all__ = ["GroupTally", "Halves", "State"]
@@ -34,6 +35,13 @@ class State(IntEnum):
     """Open, but the answers were "unknown" too often."""
     DECIDING = 4
     """The decision is on its way to the disk."""
+
+
+FREE: Final = int(State.FREE)
+OPEN: Final = int(State.OPEN)
+PARKED: Final = int(State.PARKED)
+DECIDING: Final = int(State.DECIDING)
+"""As plain numbers: looking a member of an enumeration up costs as much as all else that is done with a slot."""
 
 
 class GroupTally:
@@ -88,7 +96,7 @@ class Halves:
         self.parts: dict[int, list[int]] = {}
         """By handle, rows of messages that were added later."""
         self._added_bytes: dict[int, int] = {}
-        self._cache: dict[int, tuple[Sequence[int], Sequence[bytes]]] = {}
+        self._cache: dict[int, tuple[Sequence[int], list[bytes]]] = {}
         self._cache_bytes = 0
         self.next_handle = 1
         self.next_decision = 1
@@ -117,6 +125,10 @@ class Halves:
         """Return the figures of the group a transaction belongs to."""
         return self.groups[self.group[slot]]
 
+    def known_group(self, name: str) -> int:
+        """Return the number of a group in the column `group`, -1 when none of its transactions was ever here."""
+        return self._group_numbers.get(name, -1)
+
     def tally_of(self, group: str) -> GroupTally:
         """Return the figures of a group."""
         return self.groups[self._group_number(group)]
@@ -125,23 +137,25 @@ class Halves:
         """Return the client instance that prepared a transaction."""
         return self.instances[self.instance[slot]]
 
-    def blobs(self, slot: int) -> list[bytes] | None:
-        """Return the messages of a transaction when all of them are in memory."""
-        handle = self.handle[slot]
-        found = self._cached(self.row[slot], handle - self.row[slot])
-        for row in self.parts.get(handle, ()) if found is not None else ():
-            more = self._cached(row, 0)
-            found = None if found is None or more is None else found + more
+    def messages(self, slots: Sequence[int]) -> list[list[bytes]] | None:
+        """Return the messages of transactions, for each of them, when all are in memory."""
+        handles, rows, cache, parts = self.handle, self.row, self._cache, self.parts
+        found: list[list[bytes]] = []
+        for slot in slots:
+            handle, row = handles[slot], rows[slot]
+            cached = cache.get(row)
+            if cached is None:
+                return None
+            starts, blobs = cached
+            at = handle - row
+            mine = blobs[starts[at] : starts[at + 1]] if starts else blobs[at : at + 1]
+            for part in parts.get(handle, ()) if parts else ():
+                more = cache.get(part)
+                if more is None:
+                    return None
+                mine = mine + more[1]
+            found.append(mine)
         return found
-
-    def _cached(self, row: int, index: int) -> list[bytes] | None:
-        cached = self._cache.get(row)
-        if cached is None:
-            return None
-        starts, blobs = cached
-        if not starts:
-            return [blobs[index]]
-        return list(blobs[starts[index] : starts[index + 1]])
 
     # --- changes, on the loop -----------------------------------------------------------------
 
@@ -230,10 +244,10 @@ class Halves:
         self._forget_cached(number)
 
     def opened(self, slots: Sequence[int]) -> None:
-        """Note that transactions are durable."""
+        """Note that transactions are durable; they were in the state PREPARING."""
+        state = self.state
         for slot in slots:
-            if self.state[slot] == State.PREPARING:
-                self.state[slot] = State.OPEN
+            state[slot] = OPEN
 
     def park(self, slot: int) -> None:
         """Note that the checks of a transaction have led nowhere."""
@@ -250,25 +264,29 @@ class Halves:
 
     def begin_deciding(self, slot: int) -> None:
         """Let nobody else decide a transaction."""
-        if self.state[slot] == State.PARKED:
+        if self.state[slot] == PARKED:
             self.tally(slot).parked -= 1
-        self.state[slot] = State.DECIDING
+        self.state[slot] = DECIDING
 
     def reopen(self, slot: int) -> None:
         """Note that a decision was not taken after all. A parked transaction becomes an open one."""
         self.state[slot] = State.OPEN
 
     def decide(
-        self, decisions: Sequence[Decision], slots: Sequence[int], at_ms: int, by: str, reason: str | None
+        self, ids: Sequence[bytes], slots: Sequence[int], *, commit: bool, at_ms: int, by: str, reason: str | None
     ) -> list[Row]:
         """Return the rows of decisions, all of one group; the slots are in the state DECIDING."""
         key = COUNTER_KEY.pack(self.next_decision)
         self.next_decision += 1
+        handles, asks = self.handle, self.asks
+        entries = [
+            (handles[slot], transaction_id, commit, asks[slot] > 0)
+            for transaction_id, slot in zip(ids, slots, strict=True)
+        ]
         group = self.tally(slots[0]).name
-        rows: list[Row] = [(Table.DECISIONS, key, pack_decisions(key, at_ms, group, by, reason, decisions))]
-        for slot in slots:
-            row = self.row[slot]
-            live = self._live.get(row, 1) - 1
+        rows: list[Row] = [(Table.DECISIONS, key, pack_decisions(key, at_ms, group, by, reason, entries))]
+        for row, count in Counter([self.row[slot] for slot in slots]).items():
+            live = self._live.get(row, 1) - count
             if live:
                 self._live[row] = live
                 self.touched[row] = None
@@ -276,7 +294,9 @@ class Halves:
                 self._live.pop(row, None)
                 self.touched.pop(row, None)
                 rows.append((Table.HALF, COUNTER_KEY.pack(row), None))
-            rows.extend((Table.HALF, COUNTER_KEY.pack(part), None) for part in self.parts.get(self.handle[slot], ()))
+        if self.parts:
+            parts = [part for slot in slots for part in self.parts.get(handles[slot], ())]
+            rows.extend((Table.HALF, COUNTER_KEY.pack(part), None) for part in parts)
         return rows
 
     def undo(self, slots: Sequence[int]) -> None:
@@ -287,19 +307,23 @@ class Halves:
             self.reopen(slot)
 
     def forget(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
-        """Free the slots of transactions that are decided, or were not stored."""
+        """Free the slots of transactions of one group that are decided, or were not stored."""
+        by_last_byte, state = self._ids, self.state
         for transaction_id, slot in zip(ids, slots, strict=True):
-            del self._ids[transaction_id[15]][transaction_id]
-            row = self.row[slot]
+            del by_last_byte[transaction_id[15]][transaction_id]
+            state[slot] = FREE
+        self._free.extend(slots)
+        self.tally(slots[0]).open -= len(slots)
+        for number, uses in Counter([self.instance[slot] for slot in slots]).items():
+            self._instance_uses[number] -= uses
+        for row in {self.row[slot] for slot in slots}:
             if row not in self._live:
                 self._forget_cached(row)
-            for part in self.parts.pop(self.handle[slot], ()):
+        for slot in slots if self.parts else ():
+            handle = self.handle[slot]
+            for part in self.parts.pop(handle, ()):
                 self._forget_cached(part)
-            self._added_bytes.pop(self.handle[slot], None)
-            self.tally(slot).open -= 1
-            self._leave_instance(self.instance[slot])
-            self.state[slot] = State.FREE
-            self._free.append(slot)
+            self._added_bytes.pop(handle, None)
 
     def withdraw(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
         """Forget transactions of one row that was not stored after all."""
@@ -343,9 +367,6 @@ class Halves:
             self._instance_numbers[instance] = number
         self._instance_uses[number] += uses
         return number
-
-    def _leave_instance(self, number: int) -> None:
-        self._instance_uses[number] -= 1
 
     # --- messages kept for the decision ---------------------------------------------------------
 
