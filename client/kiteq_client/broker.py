@@ -51,7 +51,7 @@ class Broker:
         self.session: Session | None = None
         self.unanswered = Unanswered(shared.outgoing, shared.timeout)
         self.preparing = Preparing(shared.outgoing, transactions.answered_late)
-        self.deciding = Deciding(self.wake, transactions.settled)
+        self.deciding = Deciding(self.wake, transactions.settled, shared.timeout)
         self.error: Exception = NotConnected(f"{address} did not accept the connection within {shared.timeout:g} s")
         self.tried = anyio.Event()
         self.connects = 0

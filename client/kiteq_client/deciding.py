@@ -2,7 +2,8 @@
 
 Theory of operation. What several tasks decide in the same moment leaves in one packet. A decision stays
 here until the broker has answered it for good: it is sent again after a reconnect, when the broker asks,
-and, after temporary refusals, with growing pauses. Whether somebody still waits for it makes no difference.
+when there was no answer for long, and, after temporary refusals, with growing pauses. Whether somebody
+still waits for it makes no difference.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from kiteq.errors import KiteQError, Refused, RemoteProtocolError, refusal
 from kiteq.remoting.packets import Decide, Decided
@@ -60,28 +61,41 @@ class Verdict:
         self.error: KiteQError | None = None
 
 
+class _Frame(NamedTuple):
+    """The decisions of one packet; none for answers that decide nothing."""
+
+    verdicts: list[Verdict]
+    sent_at: float
+
+
 class Deciding:
     """The decisions for one broker that it has not answered.
 
     wake: called when there is something to send. settled: called with each decision answered for good.
+    timeout: seconds until what was not answered is sent again.
     """
 
-    def __init__(self, wake: Callable[[], None], settled: Callable[[Verdict], None]) -> None:
+    def __init__(self, wake: Callable[[], None], settled: Callable[[Verdict], None], timeout: float) -> None:
         self.broker = ""
+        self._timeout = timeout
         self.pending: dict[bytes, Verdict] = {}
         self._wake = wake
         self._settled = settled
         self._waiting: list[Verdict] = []
         self._notes: dict[Decision, list[bytes]] = {}
         self._later: list[Verdict] = []
-        self._frames: dict[int, list[Verdict]] = {}
+        self._frames: dict[int, _Frame] = {}
         self._pause_s = PAUSE_SECONDS_MIN
         self._again_at = 0.0
 
     @property
     def is_open(self) -> bool:
         """Whether something waits to be sent here, or for an answer that is on its way."""
-        return bool(self._notes or self._frames or any(self._is_here(verdict) for verdict in self._waiting))
+        return (
+            bool(self._notes)
+            or any(self._is_here(verdict) for verdict in self._waiting)
+            or any(not verdict.answered for frame in self._frames.values() for verdict in frame.verdicts)
+        )
 
     def submit(self, verdict: Verdict) -> None:
         """Send a decision until it is answered."""
@@ -107,6 +121,12 @@ class Deciding:
         """Whether the broker at the address is the one that knows of it."""
         return not verdict.broker or verdict.broker == self.broker
 
+    def _send_again(self, frame: _Frame) -> None:
+        for verdict in frame.verdicts:
+            if not verdict.answered and not verdict.queued:
+                verdict.queued = True
+                self._waiting.append(verdict)
+
     def _queue(self, verdict: Verdict) -> None:
         if not verdict.queued:
             verdict.queued = True
@@ -119,13 +139,11 @@ class Deciding:
         self.broker = broker
         self._notes.clear()
         frames, self._frames = self._frames, {}
-        again: list[Verdict] = []
-        for verdict in (verdict for frame in frames.values() for verdict in frame):
-            if not verdict.answered and not verdict.queued:
-                verdict.queued = True
-                again.append(verdict)
-        self._waiting = again + self._later + self._waiting
+        waiting, self._waiting = self._later + self._waiting, []
         self._later = []
+        for frame in frames.values():
+            self._send_again(frame)
+        self._waiting += waiting
         self._pause_s = PAUSE_SECONDS_MIN
 
     def take(self, next_request: Callable[[], int]) -> list[Decide]:
@@ -134,6 +152,7 @@ class Deciding:
             return []
         packets: list[Decide] = []
         waiting, self._waiting = self._waiting, []
+        now = monotonic()
         frames: dict[Decision, list[Verdict]] = {}
         for verdict in waiting:
             if verdict.answered:
@@ -146,30 +165,32 @@ class Deciding:
         for decision, verdicts in frames.items():
             for start in range(0, len(verdicts), TOKENS_MAX):
                 frame = verdicts[start : start + TOKENS_MAX]
-                self._frames[request := next_request()] = frame
+                self._frames[request := next_request()] = _Frame(frame, now)
                 packets.append(Decide(request, CODES[decision], [verdict.token for verdict in frame]))
         notes, self._notes = self._notes, {}
         for decision, tokens in notes.items():
             for start in range(0, len(tokens), TOKENS_MAX):
-                self._frames[request := next_request()] = []
+                self._frames[request := next_request()] = _Frame([], now)
                 packets.append(Decide(request, CODES[decision], tokens[start : start + TOKENS_MAX]))
         return packets
 
     def answer(self, packet: Decided) -> None:
         """Settle the decisions of a packet. Raises `RemoteProtocolError` if the answer does not fit it."""
-        frame = self._frames.pop(packet.request, None)
+        frame = self._frames.get(packet.request)
         if frame is None:
-            logger.warning("%s answered decisions that were not sent", self.broker)
+            logger.debug("%s answered decisions that were sent again meanwhile", self.broker)
             return
-        if not packet.exceptions:
+        verdicts = frame.verdicts
+        exceptions = {item[0]: item for item in packet.exceptions}
+        if exceptions and verdicts and max(exceptions) >= len(verdicts):
+            raise RemoteProtocolError(f"the answer to {len(verdicts)} decisions speaks of others")
+        del self._frames[packet.request]
+        if not exceptions:
             self._pause_s = PAUSE_SECONDS_MIN
-            for verdict in frame:
+            for verdict in verdicts:
                 self._end(verdict, None)
             return
-        exceptions = {item[0]: item for item in packet.exceptions}
-        if frame and max(exceptions) >= len(frame):
-            raise RemoteProtocolError(f"the answer to {len(frame)} decisions speaks of others")
-        for index, verdict in enumerate(frame):
+        for index, verdict in enumerate(verdicts):
             if (item := exceptions.get(index)) is None:
                 self._end(verdict, None)
             else:
@@ -180,12 +201,18 @@ class Deciding:
         frame = self._frames.pop(request, None)
         if frame is None:
             return False
-        for verdict in frame:
+        for verdict in frame.verdicts:
             self._refused(verdict, error)
         return True
 
     def retry(self, now: float) -> None:
-        """Send what was refused temporarily again, if it is time."""
+        """Send again, if it is time, what was refused temporarily or not answered."""
+        for request, frame in list(self._frames.items()):
+            if now < frame.sent_at + self._timeout:
+                break
+            del self._frames[request]
+            self._send_again(frame)
+            self._wake()
         if self._later and now >= self._again_at:
             later, self._later = self._later, []
             self._pause_s = min(2 * self._pause_s, PAUSE_SECONDS_MAX)

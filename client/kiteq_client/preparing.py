@@ -151,17 +151,18 @@ class Preparing:
 
     def answer(self, packet: Prepared, broker: str) -> None:
         """Hand the answer of a packet to its preparations. Raises `RemoteProtocolError` if it does not fit."""
-        frame = self._frames.pop(packet.request, None)
+        frame = self._frames.get(packet.request)
         if frame is None:
             logger.warning("%s answered half messages that were not sent", broker)
             return
         parts = frame.parts
-        self._outgoing.give_back(frame.count, frame.size)
         first = packet.handles
         handles = list(range(first, first + len(parts))) if isinstance(first, int) else first
         exceptions = {item[0]: item for item in packet.exceptions}
         if len(handles) != len(parts) or (exceptions and max(exceptions) >= len(parts)):
             raise RemoteProtocolError(f"the answer to {len(parts)} transactions speaks of others")
+        del self._frames[packet.request]
+        self._outgoing.give_back(frame.count, frame.size)
         for index, (part, handle) in enumerate(zip(parts, handles, strict=True)):
             if exceptions and (item := exceptions.get(index)) is not None:
                 part.give_up(refusal(item[1], item[2], item[3]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import anyio
 
@@ -26,7 +29,34 @@ from kiteq.remoting.packets import (
 )
 from tests.client.peer import Connection
 
+P = TypeVar("P")
+
 NO_HANDLE = 0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what happens at the other end of a socket."""
+    with anyio.fail_after(4):
+        while not condition():  # noqa: ASYNC110 there is no event for it
+            await anyio.sleep(0.002)
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """Collect what the client warns about."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("kiteq_client").addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logging.getLogger("kiteq_client").removeHandler(handler)
+
+
+def everything(_packet: Packet) -> bool:
+    """Lose the answer to everything but the goodbye."""
+    return True
 
 
 class Ledger:
@@ -55,7 +85,7 @@ class Ledger:
     def rolled_back(self) -> set[bytes]:
         return {key for key, decision in self.decided.items() if decision == DECISION_ROLLBACK}
 
-    def packets(self, kind: type) -> list[Packet]:
+    def packets(self, kind: type[P]) -> list[P]:
         return [packet for packet in self.seen if isinstance(packet, kind)]
 
     async def script(self, connection: Connection) -> None:
@@ -77,6 +107,12 @@ class Ledger:
             return
         finally:
             self.connections.remove(connection)
+
+    def answered(self, packet: Packet) -> Packet:
+        """Return the answer to what has one."""
+        answer = self.answer(packet)
+        assert answer is not None
+        return answer
 
     def answer(self, packet: Packet) -> Packet | None:
         refused = self.refuse(packet)
