@@ -23,10 +23,12 @@ from kiteq.limits import HANDLER_TIMEOUT_SECONDS, MAX_IN_FLIGHT_DEFAULT, PREFETC
 from kiteq.message import Message, Receipt
 from kiteq_client import client as asynchronous
 from kiteq_client.blocking.delivery import Deliveries
-from kiteq_client.blocking.handlers import Handler, Handlers, InThreads, check_plain
+from kiteq_client.blocking.handlers import Callbacks, Checker, CheckFunction, Handler, Handlers
 from kiteq_client.blocking.portal import Portal, refuse_event_loop, result_of
 from kiteq_client.blocking.process import Live, here
 from kiteq_client.blocking.threads import Threads, is_handler_thread
+from kiteq_client.blocking.transaction import Transaction
+from kiteq_client.by_id import Prepared
 from kiteq_client.statistics import Statistics
 
 __all__ = ["Client"]
@@ -50,6 +52,7 @@ class Client:
     topics: what it will publish; a broker that does not serve one of them refuses at once.
     bindings: made durable when the client connects; see `direct`, `regex`, `fanout`.
     handlers, on_message: who handles messages, plain functions; `on_message` is one function for all.
+    on_check: who knows what became of transactions; a plain function, or a `Checker`.
     prefetch: unacked messages per connection.
     concurrency: threads that handle messages; above 1 order is given up.
     handler_timeout: seconds until the message of a handler is nacked; the thread runs on, its result is ignored.
@@ -72,6 +75,7 @@ class Client:
         bindings: Iterable[Binding] = (),
         handlers: Handlers | None = None,
         on_message: Handler | None = None,
+        on_check: CheckFunction | Checker | None = None,
         prefetch: int = PREFETCH_DEFAULT,
         concurrency: int = 1,
         handler_timeout: float = HANDLER_TIMEOUT_SECONDS,
@@ -80,13 +84,10 @@ class Client:
         warm_up: int = 0,
         wait: bool = True,
     ) -> None:
-        if handlers is not None and on_message is not None:
-            raise ValueError("give handlers or on_message, not both")
-        if on_message is not None:
-            check_plain(on_message)
+        callbacks = Callbacks(handlers, on_message, on_check)
+        callbacks.check()
         topics = topics if isinstance(topics, str) else list(topics)  # a str is refused below
         bindings = list(bindings)
-        find = handlers.find if handlers is not None else None if on_message is None else lambda *_: on_message
 
         def make(threads: Threads | None) -> asynchronous.Client:
             return asynchronous.Client(
@@ -95,7 +96,8 @@ class Client:
                 secret=secret if threads is not None else None,
                 topics=topics,
                 bindings=bindings,
-                handlers=None if threads is None or find is None else InThreads(find, threads),
+                handlers=callbacks.handlers_in(threads) if threads is not None else None,
+                on_check=callbacks.checker_in(threads) if threads is not None else None,
                 prefetch=prefetch,
                 concurrency=concurrency,
                 handler_timeout=handler_timeout,
@@ -107,7 +109,7 @@ class Client:
 
         self.group = make(None).group  # raises for what is out of range, now and not at the first use
         self._make = make
-        self._has_handlers = find is not None
+        self._callbacks = callbacks
         self._concurrency = concurrency
         self._live: Live | None = None
         self._closed = False
@@ -200,15 +202,49 @@ class Client:
         """
         return self._call(asynchronous.Client.send_many, list(messages))
 
+    # --- transactions --------------------------------------------------------------------------
+    def transaction(self, *messages: Message, confirm: bool = False, check_after: float | None = None) -> Transaction:
+        """Return a `with` block around a database transaction: leaving it commits the messages, all or none.
+
+        They are durable when the block begins, and delivered to nobody before it is left. confirm: raise
+        `DecisionPending` when the commit is not answered within `timeout`; otherwise that is a warning.
+        check_after: seconds until the broker first asks about it; None is the broker's default.
+
+        Raises `ValueError` for messages that cannot be in it. Entering raises what `send` raises, and then
+        nothing has happened. Leaving raises `TransactionConflict` if it was rolled back meanwhile, and
+        `UnknownTransaction`.
+        """
+        return Transaction(self._opened, messages, check_after, confirm=confirm)
+
+    def prepare(self, *messages: Message, check_after: float | None = None) -> Prepared:
+        """Make the messages of a transaction durable, for `commit` or `rollback` later; until then checks decide.
+
+        Raises what entering a `transaction` raises.
+        """
+        portal, client = self._opened()
+        return portal.call(lambda: client.prepare(*messages, check_after=check_after))
+
+    def commit(self, transaction: Prepared | bytes | str) -> None:
+        """Commit what `prepare` made, or what has this id (16 bytes or 32 hex digits); durable when it returns.
+
+        Raises `TransactionConflict` if it was rolled back, `UnknownTransaction`, `DecisionPending` if there
+        is no answer in time (the client goes on sending it), `NotConnected`.
+        """
+        self._call(asynchronous.Client.commit, transaction)
+
+    def rollback(self, transaction: Prepared | bytes | str) -> None:
+        """Roll back, else as `commit`."""
+        self._call(asynchronous.Client.rollback, transaction)
+
     # --- consuming -----------------------------------------------------------------------------
     def run(self) -> None:
-        """Let the handlers consume; return at SIGTERM, SIGINT, or when another thread closes the client.
+        """Let handlers and the check function work until SIGTERM, SIGINT, or another thread closes the client.
 
         Only in the main thread it hears signals. Returning does not close the client: leave its `with`
-        block, or call `close`. Raises `RuntimeError` for a client without handlers.
+        block, or call `close`. Raises `RuntimeError` for a client without handlers and check function.
         """
-        if not self._has_handlers:
-            raise RuntimeError("run() needs handlers= or on_message=")
+        if not self._callbacks.handle and self._callbacks.checker is None:
+            raise RuntimeError("run() needs handlers=, on_message= or on_check=")
         portal, client = self._opened()
         # Of the simple kind, as only that may be filled by a signal that interrupts its own reader.
         over: SimpleQueue[int | None] = SimpleQueue()
@@ -234,11 +270,7 @@ class Client:
         Raises `RuntimeError` for a client with handlers, or while another iterator is open.
         """
         portal, client = self._opened()
-
-        async def begin() -> Deliveries:
-            return Deliveries(client.deliveries(), portal)
-
-        return portal.call(begin)
+        return portal.call_plain(lambda: Deliveries(client.deliveries(), portal))
 
     # --- bindings and administration -----------------------------------------------------------
     def subscribe(self, binding: Binding) -> None:
@@ -257,11 +289,7 @@ class Client:
     def statistics(self) -> Statistics:
         """Return what this client did so far in this process, and with whom it is connected."""
         portal, client = self._opened()
-
-        async def read() -> Statistics:
-            return client.statistics()
-
-        return portal.call(read)
+        return portal.call_plain(client.statistics)
 
 
 @contextmanager

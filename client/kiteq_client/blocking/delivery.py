@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 
 import anyio
 
-from kiteq.errors import ClientClosed
 from kiteq.message import Received
 from kiteq_client import delivery as asynchronous
 from kiteq_client.blocking.portal import Portal, refuse_event_loop
@@ -144,13 +143,23 @@ class Deliveries:
         """Stop: what was not taken goes back to the broker; what was taken can still be answered."""
         if os.getpid() != self._pid:
             return
-        if self._taken is not None:
-            with suppress(ClientClosed, RuntimeError):
-                self._portal.submit(self._taken.nack, "interrupted before the program had it")
-            self._taken = None
-        # The event loop holds the last reference then, so the inner iterator ends there too.
-        self._portal.call_soon(self._deliveries.close)
+        # Nothing waits here, as this may be called while garbage is collected. The event loop holds the last
+        # references then, so the inner iterator ends there too.
+        self._portal.call_soon(_end, self._deliveries, self._taken)
+        self._taken = None
 
     def __del__(self) -> None:
         # Leaving `for` by `break` drops the iterator; only this hook sees it.
         self.close()
+
+
+_giving_back: set[asyncio.Task[None]] = set()
+
+
+def _end(deliveries: asynchronous.Deliveries, taken: asynchronous.Delivery | None) -> None:
+    deliveries.close()
+    if taken is not None:
+        # A task of its own, as the call that took it was interrupted and is gone.
+        task = asyncio.create_task(taken.nack("interrupted before the program had it"))
+        _giving_back.add(task)
+        task.add_done_callback(_giving_back.discard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from kiteq.message import Received
 from kiteq_client import checking
@@ -12,16 +12,7 @@ from kiteq_client import handlers as asynchronous
 from kiteq_client.blocking.threads import Threads
 from kiteq_client.decision import Decision
 
-__all__ = [
-    "CheckFunction",
-    "Checker",
-    "Handler",
-    "Handlers",
-    "InThreads",
-    "check_checker",
-    "check_plain",
-    "checker_in_threads",
-]
+__all__ = ["Callbacks", "CheckFunction", "Checker", "Handler", "Handlers"]
 
 Handler = Callable[[Received], object]
 CheckFunction = Callable[[Received], Decision]
@@ -197,12 +188,44 @@ class CheckerInThreads:
         return await self._threads.run(method, *arguments)
 
 
-def checker_in_threads(
-    checker: CheckFunction | Checker | None, threads: Threads
-) -> checking.CheckFunction | checking.Checker | None:
-    """Return the check function of a blocking client in the form that the async client takes."""
-    if checker is None:
-        return None
-    if isinstance(checker, Checker):
-        return CheckerInThreads(checker, threads)
-    return CheckInThreads(checker, threads)
+class Callbacks(NamedTuple):
+    """The functions of a user that one client calls."""
+
+    handlers: Handlers | None
+    on_message: Handler | None
+    on_check: CheckFunction | Checker | None
+
+    def check(self) -> None:
+        """Raise `ValueError` for two where one is possible, `TypeError` for what cannot be called."""
+        if self.handlers is not None and self.on_message is not None:
+            raise ValueError("give handlers or on_message, not both")
+        if self.on_message is not None:
+            check_plain(self.on_message)
+        if self.on_check is not None:
+            check_checker(self.on_check)
+            if self.handlers is not None and self.handlers.checker is not None:
+                raise ValueError("give on_check or a function under handlers.check, not both")
+
+    @property
+    def handle(self) -> bool:
+        """Whether there is any that handles messages."""
+        return self.on_message is not None or (self.handlers is not None and not self.handlers.only_checks)
+
+    @property
+    def checker(self) -> CheckFunction | Checker | None:
+        """Who answers checks."""
+        return self.on_check if self.handlers is None else self.on_check or self.handlers.checker
+
+    def handlers_in(self, threads: Threads) -> asynchronous.Handlers | None:
+        """Return the handlers in the form that the async client takes."""
+        if not self.handle:
+            return None
+        on_message, handlers = self.on_message, self.handlers
+        return InThreads(handlers.find if handlers is not None else lambda *_: on_message, threads)
+
+    def checker_in(self, threads: Threads) -> checking.CheckFunction | checking.Checker | None:
+        """Return who answers checks in the form that the async client takes."""
+        checker = self.checker
+        if checker is None:
+            return None
+        return CheckerInThreads(checker, threads) if isinstance(checker, Checker) else CheckInThreads(checker, threads)

@@ -175,6 +175,14 @@ class Portal:
         """
         return result_of(self.submit(work, *arguments))
 
+    def call_plain(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run a plain function in the event loop, else as `call`."""
+
+        async def run() -> T:
+            return work(*arguments)
+
+        return self.call(run)
+
     def call_soon(self, work: Callable[..., object], *arguments: Any) -> None:
         """Call a plain function in the event loop and do not wait; nothing happens when the loop has ended."""
         try:

@@ -1,0 +1,425 @@
+"""Transactions without `async`: what is delivered, what is not, and who is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kiteq_client import (
+    ClientClosed,
+    Decision,
+    Message,
+    Outcome,
+    Received,
+    SendTimeout,
+    TransactionConflict,
+    UnknownTransaction,
+    fanout,
+)
+from kiteq_client.blocking import Client, Handlers
+from tests.client_blocking.parts import Place, Running, run_program, started, until
+from tests.support.broker import BrokerProcess
+
+
+class OwnError(Exception):
+    pass
+
+
+def texts(client: Client, place: Place) -> list[str]:
+    """Return what is delivered of what was sent before this call."""
+    client.send(place.message("mark"))
+    found: list[str] = []
+    for delivery in client.deliveries():
+        delivery.ack()
+        if delivery.text == "mark":
+            break
+        found.append(delivery.text)
+    return found
+
+
+def opened(place: Place, **arguments: object) -> Client:
+    return place.client(topics=[place.topic], bindings=[fanout(place.topic)], **arguments)
+
+
+class Checks:
+    """A check function that answers as told and keeps who was asked for."""
+
+    def __init__(self, answer: Decision) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def __call__(self, message: Received) -> Decision:
+        self.asked.append(message.text)
+        return self.answer
+
+
+def test_leaving_commits_all_messages(place: Place) -> None:
+    with opened(place) as client:
+        transaction = client.transaction(place.message("one"), place.message("two"))
+        outcomes = [transaction.outcome]
+        with transaction as tx:
+            assert tx is transaction
+            assert len(tx.id) == 16
+            tx.add(place.message("three"))
+            assert texts(client, place) == []
+            outcomes.append(tx.outcome)
+        assert outcomes == [Outcome.OPEN, Outcome.OPEN]
+        assert tx.outcome is Outcome.COMMITTED
+        assert repr(tx) == f"Transaction({tx.id.hex()}, committed)"
+        assert texts(client, place) == ["one", "two", "three"]
+        assert client.statistics().committed == 1
+        with pytest.raises(RuntimeError, match="entered once"), tx:
+            pytest.fail("entered again")
+
+
+def test_a_rollback_delivers_nothing(place: Place) -> None:
+    with opened(place) as client:
+        with client.transaction(place.message("gone"), confirm=True) as tx:
+            tx.rollback()
+            assert tx.outcome is Outcome.ROLLED_BACK
+            with pytest.raises(RuntimeError, match="nothing can be added"):
+                tx.add(place.message("late"))
+        assert tx.outcome is Outcome.ROLLED_BACK
+        assert texts(client, place) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "delivered"),
+    [
+        (Decision.COMMIT, Outcome.COMMITTED, ["half"]),
+        (Decision.ROLLBACK, Outcome.ROLLED_BACK, []),
+        (Decision.UNKNOWN, Outcome.UNKNOWN, []),
+    ],
+)
+def test_an_exception_passes_unchanged_and_the_check_decides(
+    place: Place, answer: Decision, outcome: Outcome, delivered: list[str]
+) -> None:
+    checks = Checks(answer)
+    error = OwnError("after the database commit")
+    with opened(place, on_check=checks) as client:
+        with pytest.raises(OwnError) as caught, client.transaction(place.message("half")) as tx:
+            raise error
+        assert caught.value is error
+        assert (error.__context__, error.__cause__) == (None, None)
+        assert checks.asked == ["half"]
+        assert tx.outcome is outcome
+        assert texts(client, place) == delivered
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), asyncio.CancelledError()])
+def test_what_ends_the_program_asks_nothing(place: Place, error: BaseException) -> None:
+    checks = Checks(Decision.COMMIT)
+    with opened(place, on_check=checks) as client:
+        with pytest.raises(type(error)) as caught, client.transaction(place.message("half")) as tx:
+            raise error
+        assert caught.value is error
+        assert (tx.outcome, checks.asked) == (Outcome.UNKNOWN, [])
+        assert client.send(place.message()).durable
+
+
+def test_hooks_run_in_the_thread_that_leaves_before_the_decision(place: Place) -> None:
+    seen: list[tuple[str, Outcome, int]] = []
+    with opened(place) as client:
+        with client.transaction(place.message("half")) as tx:
+            for name in ("first", "second"):
+                tx.on_leave(lambda name=name: seen.append((name, tx.outcome, threading.get_ident())))  # type: ignore[misc]
+        here = threading.get_ident()
+        assert seen == [("first", Outcome.OPEN, here), ("second", Outcome.OPEN, here)]
+        assert tx.outcome is Outcome.COMMITTED
+        with client.transaction(place.message("half")) as tx:
+            tx.on_leave(lambda: pytest.fail("called although it was rolled back"))
+            tx.rollback()
+        with pytest.raises(OwnError), client.transaction(place.message("half")) as tx:
+            tx.on_leave(lambda: pytest.fail("called although an exception left the block"))
+            raise OwnError
+
+
+def test_a_hook_may_roll_back(place: Place) -> None:
+    with opened(place) as client:
+        with client.transaction(place.message("half")) as tx:
+            tx.on_leave(tx.rollback)
+        assert tx.outcome is Outcome.ROLLED_BACK
+        assert texts(client, place) == []
+
+
+def test_the_error_of_a_hook_leaves_and_nothing_is_decided(place: Place) -> None:
+    error = OwnError()
+
+    def fail() -> None:
+        raise error
+
+    async def work() -> None:
+        raise AssertionError
+
+    with opened(place) as client:
+        with pytest.raises(OwnError) as caught, client.transaction(place.message("half")) as tx:
+            tx.on_leave(fail)
+        assert caught.value is error
+        assert tx.outcome is Outcome.UNKNOWN
+        with pytest.raises(TypeError, match="coroutine"), client.transaction(place.message("half")) as tx:
+            tx.on_leave(work)
+        assert tx.outcome is Outcome.UNKNOWN
+        assert texts(client, place) == []
+
+
+def test_what_is_deferred_is_decided_later(place: Place) -> None:
+    with opened(place) as client:
+        with client.transaction(place.message("later")) as tx:
+            tx.defer()
+        assert [tx.outcome] == [Outcome.OPEN]
+        assert texts(client, place) == []
+        tx.commit()
+        assert tx.outcome is Outcome.COMMITTED
+        with client.transaction(place.message("never")) as tx:
+            tx.defer()
+        Running(lambda _: tx.rollback()).join()
+        with client.transaction(place.message("left to the checks")) as tx:
+            tx.defer()
+        tx.abandon()
+        assert tx.outcome is Outcome.UNKNOWN
+        with client.transaction(place.message("committed")) as tx, pytest.raises(RuntimeError, match="after defer"):
+            tx.commit()
+        assert texts(client, place) == ["later", "committed"]
+
+
+def test_an_open_block_answers_that_it_runs(place: Place) -> None:
+    checks = Checks(Decision.ROLLBACK)
+    with opened(place, on_check=checks) as client:
+        with client.transaction(place.message("half"), check_after=1) as tx:
+            until(lambda: client.statistics().checks["running"] > 0)
+        assert tx.outcome is Outcome.COMMITTED
+        assert checks.asked == []
+        assert texts(client, place) == ["half"]
+
+
+def test_after_abandoning_the_check_is_asked(place: Place) -> None:
+    checks = Checks(Decision.COMMIT)
+    with opened(place, on_check=checks) as client:
+        with client.transaction(place.message("half"), check_after=1) as tx:
+            tx.abandon()
+        assert tx.outcome is Outcome.UNKNOWN
+        until(lambda: client.statistics().checks["commit"] > 0)
+        assert checks.asked == ["half"]
+        assert texts(client, place) == ["half"]
+
+
+def test_a_checker_hears_of_decisions_in_plain_methods_or_async_ones(place: Place) -> None:
+    class Plain:
+        def __init__(self) -> None:
+            self.heard: list[tuple[bytes, Decision]] = []
+            self.threads: set[str] = set()
+
+        def check(self, message: Received) -> Decision:
+            self.threads.add(threading.current_thread().name)
+            return Decision.COMMIT
+
+        def decided(self, transaction_id: bytes, decision: Decision) -> None:
+            self.threads.add(threading.current_thread().name)
+            self.heard.append((transaction_id, decision))
+
+    class Async(Plain):
+        async def check(self, message: Received) -> Decision:  # type: ignore[override]
+            return super().check(message)
+
+        async def decided(self, transaction_id: bytes, decision: Decision) -> None:  # type: ignore[override]
+            super().decided(transaction_id, decision)
+
+    for checker, threads in ((Plain(), {"kiteq-handler-1"}), (Async(), {"kiteq-client"})):
+        with opened(place, on_check=checker) as client:
+            with client.transaction(place.message("half")) as tx:
+                pass
+            heard = (tx.id, Decision.COMMIT)
+            until(lambda checker=checker, heard=heard: heard in checker.heard)  # type: ignore[misc]
+            with pytest.raises(OwnError), client.transaction(place.message("half")) as tx:
+                raise OwnError
+            assert tx.outcome is Outcome.COMMITTED
+        assert checker.threads == threads
+
+
+def test_a_check_function_may_use_the_client_and_is_found_among_the_handlers(place: Place) -> None:
+    handlers = Handlers()
+
+    @handlers.check
+    def check(message: Received) -> Decision:
+        client.send(place.message("from the check"))
+        return Decision.ROLLBACK
+
+    client = opened(place, handlers=handlers)
+    with client:
+        with pytest.raises(OwnError), client.transaction(place.message("half")) as tx:
+            raise OwnError
+        assert tx.outcome is Outcome.ROLLED_BACK
+        assert texts(client, place) == ["from the check"]
+    with pytest.raises(ValueError, match="already"):
+        handlers.check(check)
+    with pytest.raises(ValueError, match="not both"):
+        place.client(handlers=handlers, on_check=check)
+
+
+def test_an_async_check_function_is_refused() -> None:
+    async def check(message: Received) -> Decision:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="async def"):
+        Client("127.0.0.1", group="g", on_check=check)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="async def"):
+        Handlers().check(check)  # type: ignore[type-var]
+
+
+def test_without_a_block_by_what_names_it(place: Place) -> None:
+    with opened(place) as client:
+        client.commit(client.prepare(place.message("yes")))
+        client.commit(client.prepare(place.message("yes")).id)
+        client.commit(client.prepare(place.message("yes")).id.hex())
+        gone = client.prepare(place.message("no"), check_after=100)
+        client.rollback(gone)
+        client.rollback(gone)
+        with pytest.raises(TransactionConflict):
+            client.commit(gone)
+        with pytest.raises(UnknownTransaction):
+            client.commit(b"\1" * 16)
+        assert texts(client, place) == ["yes"] * 3
+
+
+def test_what_cannot_be_in_a_transaction_is_refused_before_it_connects() -> None:
+    client = Client("127.0.0.1:1", group="g")
+    message = Message("trade", "pay")
+    attempts: list[Callable[[], object]] = [
+        client.transaction,
+        lambda: client.transaction(message, message),
+        lambda: client.transaction(Message("trade", "pay", fly=True)),
+        lambda: client.transaction(message, check_after=0),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=r"transaction|check_after"):
+            attempt()
+    with pytest.raises(RuntimeError, match="not entered"):
+        client.transaction(message).rollback()
+
+
+def test_many_threads_each_with_their_own_transaction(place: Place) -> None:
+    with opened(place) as client:
+
+        def work(thread: int) -> None:
+            for number in range(10):
+                with client.transaction(place.message(f"{thread} {number}")) as tx:
+                    if number % 2:
+                        tx.rollback()
+
+        Running(work, 8).join()
+        assert sorted(texts(client, place)) == [
+            f"{thread} {number}" for thread in range(8) for number in range(0, 10, 2)
+        ]
+
+
+def test_the_block_of_a_closed_client_does_not_run(place: Place) -> None:
+    client = opened(place)
+    client.close()
+    with pytest.raises(ClientClosed), client.transaction(place.message()):
+        pytest.fail("the block ran")
+
+
+def test_closing_inside_the_block_leaves_the_decision_to_the_checks(place: Place) -> None:
+    client = opened(place)
+    with (
+        pytest.raises(ClientClosed, match="your local transaction stands"),
+        client.transaction(place.message("half")) as tx,
+    ):
+        client.close()
+    assert tx.outcome is Outcome.UNKNOWN
+    client = opened(place)
+    with pytest.raises(OwnError), client.transaction(place.message("half")) as tx:
+        client.close()
+        raise OwnError
+    assert tx.outcome is Outcome.UNKNOWN
+
+
+def test_after_a_fork_only_the_parent_decides(place: Place) -> None:
+    program = """
+        client = blocking.Client(address, group=group, topics=[topic], bindings=[fanout(topic)])
+        pid = None
+        try:
+            with client.transaction(message("half")) as tx:
+                pid = os.fork()
+        except RuntimeError as error:
+            assert pid == 0
+            print(str(error).replace(str(os.getppid()), "PARENT"))
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        print(tx.outcome)
+
+        with client.transaction(message("half")) as tx:
+            pid = os.fork()
+            if pid == 0:
+                sys.exit(3)  # an exception in the block, in the child
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        print(tx.outcome)
+    """
+    assert run_program(program, place) == [
+        "committed",
+        "committed",
+        "this transaction was begun by process PARENT, and only that decides it",
+    ]
+
+
+@pytest.mark.slow
+def test_a_commit_without_an_answer_is_pending_and_sent_again(place: Place, tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path) as broker:
+        client = Client(broker.address, group="g", topics=["trade"], timeout=0.5)
+        with client.transaction(Message("trade", "pay")) as tx:
+            broker.kill()
+        assert tx.outcome is Outcome.PENDING
+        broker.start()
+        until(lambda: tx.outcome is Outcome.COMMITTED)
+        client.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_commit_leaves_it_pending(place: Place, tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path) as broker:
+        program = """
+            def interrupt():
+                while client.statistics().pending_decisions == 0:
+                    pass
+                os.kill(os.getpid(), signal.SIGINT)
+
+            client = blocking.Client(address, group=group, topics=[topic], timeout=20)
+            try:
+                with client.transaction(message()) as tx:
+                    threading.Thread(target=interrupt).start()
+                    print("ready")
+                    sys.stdin.readline()
+            except KeyboardInterrupt:
+                print(tx.outcome)
+                sys.stdin.readline()
+                while tx.outcome is Outcome.PENDING:
+                    time.sleep(0.01)
+                print(tx.outcome)
+        """
+        with started(program, Place(broker.address, "trade", "g")) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            broker.kill()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "pending\n"
+            broker.start()
+            assert process.communicate("go\n", timeout=20) == ("committed\n", "")
+
+
+def test_a_prepare_without_an_answer_raises_and_the_block_does_not_run(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path) as broker, Client(broker.address, group="g", topics=["trade"], timeout=0.3) as client:
+        client.send(Message("trade", "pay"))
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(SendTimeout, match="not begun"), client.transaction(Message("trade", "pay")):
+                pytest.fail("the block ran")
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
