@@ -224,13 +224,12 @@ class Checks:
     async def _ask(self, slots: Sequence[int]) -> None:
         core, halves = self._core, self._halves
         handles = [halves.handle[slot] for slot in slots]
-        rows = {halves.row[slot] for slot in slots}
-        rows.update(row for handle in handles for row in halves.parts.get(handle, ()))
+        wanted = halves.rows_of(slots)
         asked_before = [handle for slot, handle in zip(slots, handles, strict=True) if halves.asks[slot]]
         tables = core.store.tables
 
         def read() -> tuple[dict[int, HalfRead], dict[int, CheckState]]:
-            return read_halves(tables, rows), {handle: read_checks(tables, handle) for handle in asked_before}
+            return read_halves(tables, wanted), {handle: read_checks(tables, handle) for handle in asked_before}
 
         found, states = await trio.to_thread.run_sync(read)
         questions: dict[Peer, list[tuple[int, bytes, bytes]]] = {}

@@ -283,7 +283,7 @@ def _find_halves(tables: Tables, columns: _Columns, wanted: _Wanted, group: int)
         while end < len(slots) and row_of[slots[end]] == row_of[slots[end - 1]]:
             end += 1  # a row is read whole, so all of it that is wanted is looked at now
         some, start = slots[start:end], end
-        rows = {part for slot in some for part in (row_of[slot], *columns.parts.get(handle_of[slot], ()))}
+        rows = {handle_of[slot]: [row_of[slot], *columns.parts.get(handle_of[slot], ())] for slot in some}
         read = read_halves(tables, rows)
         for handle in (handle_of[slot] for slot in some):
             half = None if handle not in read else _summary(handle, read[handle])
@@ -305,7 +305,7 @@ def _summary(handle: int, read: HalfRead) -> _Half | None:
 
 
 def _read_one(tables: Tables, rows: list[int], handle: int) -> tuple[_Half | None, CheckState]:
-    read = read_halves(tables, rows).get(handle)
+    read = read_halves(tables, {handle: rows}).get(handle)
     return None if read is None else _summary(handle, read), read_checks(tables, handle)
 
 

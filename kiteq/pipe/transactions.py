@@ -40,6 +40,11 @@ OPEN: Final = frozenset((int(State.OPEN), int(State.PARKED)))
 SMALL_DECISION: Final = 16
 """The reader waits for the commit of fewer decisions, so that the next ones share a commit; more gain nothing."""
 
+COMMIT_BYTES_MAX: Final = 8 << 20
+"""Messages read from the disk for one step of a large commit."""
+UNREADABLE_RETRY_MS: Final = 3_600_000
+"""A transaction that cannot be read is asked about this much later."""
+
 Exceptions = list[list[Any]]
 """`[index, code, reason, temporary]` of each transaction that was not decided as asked."""
 
@@ -220,32 +225,42 @@ class Transactions:
         return frame
 
     async def _read_and_commit(self, request: _Deciding, taken: _Taken) -> None:
+        """Commit transactions whose messages are on the disk, as many at a time as memory is spared for."""
         core, halves = self._core, self._halves
-        rows = {halves.row[slot] for slot in taken.slots}
-        for slot in taken.slots:
-            rows.update(halves.parts.get(halves.handle[slot], ()))
-        found = await trio.to_thread.run_sync(read_halves, core.store.tables, rows)
-        ready = _Taken()
-        messages: list[list[bytes]] = []
-        for place, transaction_id, slot in zip(taken.places, taken.ids, taken.slots, strict=True):
-            read = found.get(halves.handle[slot])
-            if read is None:
-                log.error("the row of a transaction is damaged", transaction=transaction_id.hex())
-                halves.reopen(slot)
-                request.refuse(place, "damaged", f"transaction {transaction_id.hex()} cannot be read from the store")
-                self._call_waiting([transaction_id])
-                continue
-            good = [blob for blob in read.blobs if blob is not None]
-            if len(good) < len(read.blobs):
-                core.counters["damaged"] += len(read.blobs) - len(good)
-                log.error("a half message is damaged and cannot be delivered", transaction=transaction_id.hex())
-            ready.places.append(place)
-            ready.ids.append(transaction_id)
-            ready.slots.append(slot)
-            messages.append(good)
-        if ready.slots:
-            self._commit(request, ready, messages)
-        core.turn.end()
+        left = list(zip(taken.places, taken.ids, taken.slots, strict=True))
+        while left:
+            wanted = halves.rows_of(slot for _, _, slot in left)
+            read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
+            found = await trio.to_thread.run_sync(read)
+            ready, messages = _Taken(), list[list[bytes]]()
+            done = 0
+            for place, transaction_id, slot in left:
+                if len(ready.slots) == len(found) and found:
+                    break
+                done += 1
+                half = found.get(halves.handle[slot])
+                if half is None:
+                    self._unreadable(request, place, transaction_id, slot)
+                    continue
+                good = [blob for blob in half.blobs if blob is not None]
+                if len(good) < len(half.blobs):
+                    core.counters["damaged"] += len(half.blobs) - len(good)
+                    log.error("a half message is damaged and cannot be delivered", transaction=transaction_id.hex())
+                ready.places.append(place)
+                ready.ids.append(transaction_id)
+                ready.slots.append(slot)
+                messages.append(good)
+            del left[:done]
+            if ready.slots:
+                self._commit(request, ready, messages)
+            core.turn.end()
+
+    def _unreadable(self, request: _Deciding, place: int, transaction_id: bytes, slot: int) -> None:
+        log.error("the row of a transaction is damaged", transaction=transaction_id.hex())
+        self._halves.reopen(slot)
+        self._core.checks.schedule([slot], self._core.clock.epoch_ms() + UNREADABLE_RETRY_MS)
+        request.refuse(place, "damaged", f"transaction {transaction_id.hex()} cannot be read from the store")
+        self._call_waiting([transaction_id])
 
     def _decision_rows(self, request: _Deciding, taken: _Taken) -> list[Row]:
         halves, now_ms = self._halves, self._core.clock.epoch_ms()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
@@ -14,10 +16,10 @@ from kiteq.store.half_records import (
     DecisionRow,
     HalfHead,
     find_decision,
+    messages_of,
     pack_half,
     parse_checks,
     parse_decisions,
-    parse_half,
     parse_half_head,
 )
 from kiteq.store.tables import Row, Table, Tables
@@ -29,12 +31,10 @@ __all__ = [
     "read_checks",
     "read_halves",
     "rewritten",
-    "scan_halves",
 ]
 
 DECISION_ROWS_SEARCHED: Final = 1_024
 """Rows of decisions read at once, the newest first: what is asked for again was usually decided just now."""
-PAGE_BYTES: Final = 1 << 20
 
 
 class HalfRead(NamedTuple):
@@ -44,40 +44,57 @@ class HalfRead(NamedTuple):
     blobs: list[bytes | None]
 
 
-def read_halves(tables: Tables, rows: Iterable[int]) -> dict[int, HalfRead]:
-    """Return the transactions of rows, by handle; later messages of one follow its earlier ones.
+def read_halves(
+    tables: Tables, wanted: Mapping[int, Sequence[int]], *, bytes_max: int | None = None
+) -> dict[int, HalfRead]:
+    """Return transactions by handle; `wanted` are their handles with the rows each of them is in.
 
-    A row that is gone (its transactions were decided) or damaged is left out.
+    A transaction whose row is gone (it was decided) or damaged is left out. bytes_max: stop after the transaction
+    that reaches it; at least the first one was looked at.
     """
     found: dict[int, HalfRead] = {}
-    for row in sorted(set(rows)):
-        key = COUNTER_KEY.pack(row)
-        value = tables.get(Table.HALF, key)
-        if value is None:
-            continue
-        try:
-            record = parse_half(key, value)
-        except KiteQError:
-            continue
-        for handle, blobs in record.parts:
-            if handle in found:
-                found[handle].blobs.extend(blobs)
-            else:
-                found[handle] = HalfRead(record.head, blobs)
+    row = _OpenRow(tables)
+    size = 0
+    for handle, rows in wanted.items():
+        blobs: list[bytes | None] = []
+        heads = [row.read(number, handle, blobs) for number in rows]
+        first = heads[0]
+        if first is not None and None not in heads:
+            found[handle] = HalfRead(first, blobs)
+            size += sum([len(blob) for blob in blobs if blob is not None])
+            if bytes_max is not None and size >= bytes_max:
+                break
     return found
 
 
-def scan_halves(tables: Tables, start: int) -> tuple[list[tuple[int, HalfRead]], int | None]:
-    """Return a page of (handle, transaction) from a row on, oldest first, and where the next page starts."""
-    rows = tables.scan(Table.HALF, COUNTER_KEY.pack(start), b"\xff" * 9, bytes_max=PAGE_BYTES)
-    found: list[tuple[int, HalfRead]] = []
-    for key, value in rows:
-        try:
-            record = parse_half(key, value)
-        except KiteQError:
-            continue
-        found += [(handle, HalfRead(record.head, blobs)) for handle, blobs in record.parts if not record.head.enlisted]
-    return found, COUNTER_KEY.unpack(rows[-1][0])[0] + 1 if rows else None
+class _OpenRow:
+    """The row that was read last: transactions asked for together are often neighbours in one."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._number = -1
+        self._value = b""
+        self._head: HalfHead | None = None
+        self._firsts: list[int] = []
+
+    def read(self, number: int, handle: int, blobs: list[bytes | None]) -> HalfHead | None:
+        """Add the messages of a transaction in a row to `blobs`, None for a damaged one; return the row's head."""
+        if number != self._number:
+            self._open(number)
+        head = self._head
+        place = -1 if head is None else bisect_left(head.handles, handle)
+        if head is None or place == len(head.handles) or head.handles[place] != handle:
+            return None
+        blobs += messages_of(self._value, head, self._firsts[place], self._firsts[place + 1])
+        return head
+
+    def _open(self, number: int) -> None:
+        key = COUNTER_KEY.pack(number)
+        self._number, self._head = number, None
+        self._value = self._tables.get(Table.HALF, key) or b""
+        with suppress(KiteQError):
+            self._head = parse_half_head(key, self._value)
+            self._firsts = list(accumulate(self._head.sizes, initial=0))
 
 
 def read_checks(tables: Tables, handle: int) -> CheckState:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -47,15 +47,14 @@ __all__ = [
     "Decision",
     "DecisionRow",
     "HalfHead",
-    "HalfRecord",
     "find_decision",
     "first_ids",
+    "messages_of",
     "pack_checks",
     "pack_decisions",
     "pack_half",
     "parse_checks",
     "parse_decisions",
-    "parse_half",
     "parse_half_head",
 ]
 
@@ -81,13 +80,6 @@ class HalfHead(NamedTuple):
     sizes: tuple[int, ...]
     ends: tuple[int, ...]
     crcs_at: int
-
-
-class HalfRecord(NamedTuple):
-    """A row as read. parts: (handle, messages) of each transaction; None for a message that is damaged."""
-
-    head: HalfHead
-    parts: list[tuple[int, list[bytes | None]]]
 
 
 class Decision(NamedTuple):
@@ -169,21 +161,18 @@ def parse_half_head(key: bytes, value: bytes) -> HalfHead:
     )
 
 
-def parse_half(key: bytes, value: bytes) -> HalfRecord:
-    """Return a row of HALF with its messages. Raises `KiteQError` when its head is damaged."""
-    head = parse_half_head(key, value)
-    size = head.size
+def messages_of(value: bytes, head: HalfHead, start: int, stop: int) -> list[bytes | None]:
+    """Return messages start..stop of a row; None for one that is damaged."""
+    size, at = head.size, head.ends[start - 1] if start else 0
     blobs: list[bytes | None] = []
-    for index, (start, end) in enumerate(pairwise((0, *head.ends))):
-        blob = value[size + start : size + end]
+    for index in range(start, stop):
+        end = head.ends[index]
+        blob = value[size + at : size + end]
         crc_at = head.crcs_at + 4 * index
         good = crc32(blob) == CRC_RESIDUE and blob[-4:] == value[crc_at : crc_at + 4]
         blobs.append(blob if good else None)
-    parts = [
-        (handle, blobs[start:end])
-        for handle, (start, end) in zip(head.handles, pairwise((0, *accumulate(head.sizes))), strict=True)
-    ]
-    return HalfRecord(head, parts)
+        at = end
+    return blobs
 
 
 def first_ids(value: bytes, head: HalfHead) -> list[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import accumulate
 from typing import Final
@@ -156,6 +156,10 @@ class Halves:
                 mine = mine + more[1]
             found.append(mine)
         return found
+
+    def rows_of(self, slots: Iterable[int]) -> dict[int, list[int]]:
+        """Return the rows that each transaction is in, by handle, in the order of the slots."""
+        return {(handle := self.handle[slot]): [self.row[slot], *self.parts.get(handle, ())] for slot in slots}
 
     # --- changes, on the loop -----------------------------------------------------------------
 
