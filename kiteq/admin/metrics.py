@@ -91,8 +91,7 @@ class Figures(NamedTuple):
 async def read_figures(core: Core) -> Figures:
     """Read the core once, on the loop; the store's size is asked in a thread."""
     stat = await reports.stat(core)
-    rows, health = await reports.outlet_rows(core), await reports.health(core)
-    return Figures(stat, rows, health, core.settings.connections)
+    return Figures(stat, await reports.outlet_rows(core), reports.health(core), core.settings.connections)
 
 
 def render(figures: Figures) -> bytes:
@@ -153,18 +152,16 @@ class _BrokerCollector(Collector):
     def _transactions(self) -> Iterator[Metric]:
         figures, counters = self._figures.stat["transactions"], self._figures.stat["counters"]
         yield _gauge(
-            "transactions_oldest_open_age_seconds",
-            "Age of the oldest transaction that is neither decided nor parked; 0 when there is none.",
-            figures["oldest_open_age_s"] or 0,
+            "transactions_age_alarm", "1 while one is undecided for longer than half_age_alarm.", figures["alarm"]
         )
-        yield _gauge("transactions_age_alarm", "1 while that age is over half_age_alarm.", figures["alarm"])
-        for name, text in (
-            ("open", "Transactions that are neither decided nor parked."),
-            ("parked", "Transactions whose checks were answered with unknown too often."),
+        for name, metric, text in (
+            ("open", "open", "Transactions that are neither decided nor parked."),
+            ("parked", "parked", "Transactions whose checks were answered with unknown too often."),
+            ("oldest_age_s", "oldest_age_seconds", "Age of the oldest open or parked transaction; 0 without one."),
         ):
-            family = GaugeMetricFamily(f"kiteq_transactions_{name}", text, labels=["group"])
+            family = GaugeMetricFamily(f"kiteq_transactions_{metric}", text, labels=["group"])
             for group, of_group in figures["groups"].items():
-                family.add_metric([group], of_group[name])
+                family.add_metric([group], of_group[name] or 0)
             yield family
         for name, (metric, text) in TRANSACTION_COUNTERS.items():
             yield _counter(metric, text, counters.get(name, 0))

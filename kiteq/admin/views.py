@@ -52,7 +52,7 @@ class _Views:
 
     async def healthz(self, _request: Request) -> Response:
         """Answer 200 while the broker serves, else 503; with the reasons when something is wrong."""
-        health = await reports.health(self._core)
+        health = reports.health(self._core)
         answer: dict[str, Any] = {"status": health.status}
         if health.reasons:
             answer["reasons"] = health.reasons

@@ -37,7 +37,7 @@ _HELP: Final = {
     "checks_per_second": ("N", "Most checks asked in a second, over all groups. [default: 200]"),
     "check_elsewhere_after": ("TIME", "When another member of a gone producer's group is asked. [default: 30s]"),
     "half_quota": ("N", "Most open transactions of one group. [default: 1000000]"),
-    "half_age_alarm": ("TIME", "An open transaction older than this is an alarm. [default: 600s]"),
+    "half_age_alarm": ("TIME", "A transaction undecided for longer is an alarm. [default: 600s]"),
     "handlers": ("MODULE:CLASS,...", "Own handlers to put into the pipeline."),
     "insecure": ("", "Let other machines in although there are no users."),
     "log_level": ("LEVEL", "debug, info, warning or error. [default: info]"),

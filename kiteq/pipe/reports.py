@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import trio
 
-from kiteq.store.halves import State
 from kiteq.values import seconds_text
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
     from kiteq.pipe.outlet import Outlet
-    from kiteq.store.halves import Halves
 
 __all__ = ["Health", "bindings_by_topic", "health", "outlet_row", "outlet_rows", "stat", "transaction_figures"]
 
 ROWS_PER_SLICE: Final = 500
 """Rows made before others have their turn: about a millisecond."""
-SLOTS_PER_SLICE: Final = 50_000
-"""The same for transactions."""
-OPEN_STATES: Final = bytes(state in (State.OPEN, State.DECIDING) for state in range(256))
-"""1 for a transaction that is durable and neither parked nor decided."""
 
 Row = dict[str, Any]
 
@@ -59,7 +52,7 @@ async def stat(core: Core) -> Row:
         "refusing": None if core.refusing is None else core.refusing[1],
         "draining": core.draining,
         "counters": dict(core.counters),
-        "transactions": await transaction_figures(core),
+        "transactions": transaction_figures(core),
     }
 
 
@@ -108,7 +101,7 @@ async def bindings_by_topic(core: Core) -> dict[str, dict[str, list[Row]]]:
     return topics
 
 
-async def health(core: Core) -> Health:
+def health(core: Core) -> Health:
     """Return whether the broker serves, and what somebody should look at."""
     if core.store.failure is not None:
         return Health("unavailable", [str(core.store.failure)])
@@ -123,40 +116,34 @@ async def health(core: Core) -> Health:
     if full:
         topics = len(core.full_topics)
         reasons.append(f"{topics} topics are refused because groups keep too much: {', '.join(full)}"[:500])
-    figures = await transaction_figures(core)
-    age = figures["oldest_open_age_s"]
+    figures = transaction_figures(core)
     if figures["alarm"]:
-        limit = seconds_text(core.settings.half_age_alarm)
-        reasons.append(f"a transaction is open for {seconds_text(age)}; half_age_alarm is {limit}")
+        age, limit = seconds_text(figures["oldest_age_s"]), seconds_text(core.settings.half_age_alarm)
+        reasons.append(f"a transaction is undecided for {age}; half_age_alarm is {limit}")
     if figures["parked"]:
         reasons.append(f"{figures['parked']} transactions are parked: nobody could say whether they were committed")
     return Health("degraded" if reasons else "ok", reasons)
 
 
-async def transaction_figures(core: Core) -> Row:
-    """Return how many transactions are open and parked, and how old the oldest open one is, in seconds.
+def transaction_figures(core: Core) -> Row:
+    """Return how many transactions are open and parked, and how old the oldest of both is, in seconds.
 
-    Parked ones are not among the open ones here. alarm: whether that age is over `half_age_alarm`.
+    The age is found out every few seconds; None when there is none. alarm: whether it is over `half_age_alarm`.
     """
-    tallies = core.store.halves.groups
-    groups = {one.name: {"open": one.open - one.parked, "parked": one.parked} for one in tallies}
-    oldest_s = await _oldest_open_s(core.store.halves)
-    age = None if oldest_s is None else max(0, core.clock.epoch_ms() // 1000 - oldest_s)
+    now_s = core.clock.epoch_ms() // 1000
+    groups = {
+        one.name: {
+            "open": one.open - one.parked,
+            "parked": one.parked,
+            "oldest_age_s": max(0, now_s - one.oldest_s) if one.open and one.oldest_s else None,
+        }
+        for one in core.store.halves.groups
+    }
+    oldest = max((one["oldest_age_s"] for one in groups.values() if one["oldest_age_s"] is not None), default=None)
     return {
-        "open": sum(one["open"] for one in groups.values()),
-        "parked": sum(one["parked"] for one in groups.values()),
-        "oldest_open_age_s": age,
-        "alarm": age is not None and age > core.settings.half_age_alarm,
+        "open": sum(one["open"] or 0 for one in groups.values()),
+        "parked": sum(one["parked"] or 0 for one in groups.values()),
+        "oldest_age_s": oldest,
+        "alarm": oldest is not None and oldest >= core.settings.half_age_alarm,
         "groups": groups,
     }
-
-
-async def _oldest_open_s(halves: Halves) -> int | None:
-    """Return when the oldest open transaction was prepared, in seconds since 1970; there may be a million."""
-    found = []
-    for start in range(0, len(halves.state), SLOTS_PER_SLICE):
-        some = slice(start, start + SLOTS_PER_SLICE)
-        is_open = halves.state[some].translate(OPEN_STATES)
-        found.append(min(compress(halves.prepared_s[some], is_open), default=None))
-        await trio.lowlevel.checkpoint()
-    return min((second for second in found if second is not None), default=None)
