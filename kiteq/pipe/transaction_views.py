@@ -281,7 +281,7 @@ def _find_halves(tables: Tables, columns: _Columns, wanted: _Wanted, group: int)
     while start < len(slots):
         end = min(start + READ_AT_ONCE, len(slots))
         while end < len(slots) and row_of[slots[end]] == row_of[slots[end - 1]]:
-            end += 1  # a row is read whole, so all of it that is wanted is looked at now
+            end += 1  # so that no row is opened twice
         some, start = slots[start:end], end
         rows = {handle_of[slot]: [row_of[slot], *columns.parts.get(handle_of[slot], ())] for slot in some}
         read = read_halves(tables, rows)

@@ -215,7 +215,8 @@ async def test_a_parked_transaction_is_resumed(folder: Path, clock: JumpingClock
         assert ids(await admin.admin("tx.list", state="parked")) == [message.id.hex()]
         assert ids(await admin.admin("tx.list", state="open")) == []
         stat = (await admin.admin("stat"))["transactions"]
-        assert (stat["parked"], stat["open"], stat["groups"]["orders"]) == (1, 0, {"open": 0, "parked": 1})
+        assert (stat["parked"], stat["open"]) == (1, 0)
+        assert (stat["groups"]["orders"]["parked"], stat["groups"]["orders"]["open"]) == (1, 0)
         assert await admin.admin("tx.resume", id=message.id.hex()) == {"id": message.id.hex(), "resumed": True}
     async with running(folder, clock, check_limit=1, check_after=1.0) as broker:
         owner, admin = await connect(broker, "orders", topics=["t"]), await connect(broker, "cli")
