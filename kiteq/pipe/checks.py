@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import random
 from array import array
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -51,6 +52,12 @@ ASK_BYTES_MAX: Final = 512 * 1024
 """One frame of questions is cut at this size, unless a single message is larger."""
 GONE_INSTANCES_MAX: Final = 10_000
 """Clients whose departure is remembered; the others are taken to be gone since the start."""
+ASK_OUTBOX_BYTES_MAX: Final = 4 << 20
+"""A client for which more waits to be sent is asked about the rest later: it would be cut off as slow."""
+LATER_SECONDS: Final = 1.0
+"""So much later."""
+LOOKED_AT_MAX: Final = 20_000
+"""Entries looked at in one tick, most of which may be decided: a few milliseconds."""
 UNREADABLE_RETRY_SECONDS: Final = 3_600.0
 """A transaction whose messages cannot be read is tried again this often."""
 
@@ -85,6 +92,10 @@ class Checks:
         """When a client instance was last seen, monotonic seconds."""
         self._waiting: dict[int, array[int]] = {}
         """By group number, slots that somebody should be asked about as soon as a member connects."""
+        self._waits = array("I")
+        """By slot, in which group's array of those it is: its number and 1, so that it is there once."""
+        self._released: deque[tuple[int, array[int]]] = deque()
+        """Such arrays of groups of which a member has connected since."""
         self._allowance = 0.0
         self._allowance_at = core.clock.monotonic()
         self._started_at = core.clock.monotonic()
@@ -119,12 +130,25 @@ class Checks:
         """Return up to so many slots that are due now, the longest due first."""
         halves, now = self._halves, self._core.clock.epoch_ms() >> BUCKET_SHIFT
         taken: list[int] = []
-        while self._buckets and self._buckets[0] <= now and len(taken) < count:
+        looked_at = 0
+        while self._released and len(taken) < count and looked_at < LOOKED_AT_MAX:
+            group, slots = self._released[0]
+            slot = slots.pop()
+            looked_at += 1
+            if self._waits[slot] == group + 1:
+                self._waits[slot] = 0
+                if halves.group[slot] == group and halves.state[slot] in OPEN:
+                    halves.due[slot] = 0
+                    taken.append(slot)
+            if not slots:
+                self._released.popleft()
+        while self._buckets and self._buckets[0] <= now and len(taken) < count and looked_at < LOOKED_AT_MAX:
             bucket = self._buckets[0]
             entries, position = self._wheel[bucket], self._positions.get(bucket, 0)
-            while position < len(entries) and len(taken) < count:
+            while position < len(entries) and len(taken) < count and looked_at < LOOKED_AT_MAX:
                 slot = entries[position]
                 position += 1
+                looked_at += 1
                 if halves.due[slot] == bucket and halves.state[slot] in OPEN:
                     halves.due[slot] = 0
                     taken.append(slot)
@@ -148,12 +172,10 @@ class Checks:
         """Note that a client has connected: it may be asked what nobody could be asked about."""
         self._connected[peer.instance] = peer
         self._gone.pop(peer.instance, None)
-        group = next((number for number, one in enumerate(self._halves.groups) if one.name == peer.group), None)
-        waiting = None if group is None else self._waiting.pop(group, None)
+        group = self._halves.known_group(peer.group)
+        waiting = self._waiting.pop(group, None)
         if waiting:
-            halves = self._halves
-            slots = {slot for slot in waiting if halves.state[slot] in OPEN and halves.group[slot] == group}
-            self.schedule(sorted(slots), self._core.clock.epoch_ms())
+            self._released.append((group, waiting))
 
     def left(self, peer: Peer) -> None:
         """Note that a client has gone; what it was asked about is asked again."""
@@ -168,7 +190,12 @@ class Checks:
                 self._no_answer(handle, asked, "gone")
 
     def _wait_for_member(self, slot: int) -> None:
-        self._waiting.setdefault(self._halves.group[slot], array("I")).append(slot)
+        group, waits = self._halves.group[slot], self._waits
+        if slot >= len(waits):
+            waits.frombytes(bytes(waits.itemsize * (len(self._halves.state) - len(waits))))
+        if waits[slot] != group + 1:
+            waits[slot] = group + 1
+            self._waiting.setdefault(group, array("I")).append(slot)
 
     def _preparer(self, slot: int) -> Peer | None:
         """Return the client that prepared a transaction while it is there."""
@@ -233,6 +260,7 @@ class Checks:
 
         found, states = await trio.to_thread.run_sync(read)
         questions: dict[Peer, list[tuple[int, bytes, bytes]]] = {}
+        sizes: Counter[Peer] = Counter()
         for slot, handle in zip(slots, handles, strict=True):
             if halves.state[slot] not in OPEN or halves.handle[slot] != handle:
                 continue  # it was decided meanwhile
@@ -248,6 +276,11 @@ class Checks:
             if peer is None:
                 self._wait_for_member(slot)
                 continue
+            waiting_bytes = peer.outbox_bytes + sizes[peer]
+            if waiting_bytes and waiting_bytes + len(first) > ASK_OUTBOX_BYTES_MAX:
+                self.schedule([slot], core.clock.epoch_ms() + LATER_SECONDS * 1000)
+                continue
+            sizes[peer] += len(first)
             state = states.get(handle)
             self._note_asked(slot, handle, peer, [] if state is None else state.history)
             questions.setdefault(peer, []).append((halves.asks[slot], first[:16] + COUNTER_KEY.pack(handle), first))

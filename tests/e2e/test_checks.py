@@ -265,3 +265,18 @@ async def test_a_decision_from_elsewhere_ends_the_question(
     await asking.send(Decide(77, DECISION_UNKNOWN, question.tokens))
     exceptions = await asking.decide(DECISION_COMMIT, question.tokens)
     assert exceptions[0][1] == "transaction_conflict"
+
+
+async def test_questions_about_large_messages_do_not_cut_the_client_off(folder: Path, clock: JumpingClock) -> None:
+    async with running(folder, clock) as broker:
+        client = await connect(broker, "producers", topics=["t"])
+        messages = [Message("t", "a", bytes(1 << 20)) for _ in range(40)]
+        for message in messages:
+            await client.prepare([message])
+        left = {message.id for message in messages}
+        while left:
+            question = await asked(client, clock, step=1.5)
+            await trio.sleep(0.1)  # it does not read all the time
+            ids = [token[:16] for token in question.tokens]
+            left.difference_update(ids)
+            await client.roll_back(*ids)
