@@ -17,7 +17,7 @@ from kiteq_client import Message
 from kiteq_client.blocking import Client
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-SECONDS_MAX: Final = 30.0
+SECONDS_MAX: Final = 12.0
 """Until a wait is a failure: generous, as several test processes share few cores."""
 
 

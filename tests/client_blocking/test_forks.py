@@ -44,8 +44,10 @@ PARTS = """
 
     def instance():
         prepared = client.prepare(message("half"))
+        instance = client.admin("tx.show", id=prepared.id.hex())["instance"]
         client.rollback(prepared)
-        return client.admin("tx.show", id=prepared.id.hex())["instance"]
+        assert instance
+        return instance
 
     def connections():
         found = set()
@@ -89,7 +91,7 @@ def test_children_connect_for_themselves_while_the_parent_sends_on(place: Place)
 
     instance_of_parent = instance()
     assert instance_of_parent == instance()
-    loads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    loads = [threading.Thread(target=load, args=(number,), daemon=True) for number in range(4)]
     for thread in loads:
         thread.start()
     children = []

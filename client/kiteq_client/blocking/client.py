@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from kiteq.binding.bindings import Binding
 from kiteq.errors import ClientClosed
@@ -35,7 +35,6 @@ __all__ = ["Client"]
 
 logger = logging.getLogger("kiteq_client")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -176,15 +175,14 @@ class Client:
             warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
             live.leave()
 
-    def _call(
-        self,
-        method: Callable[Concatenate[asynchronous.Client, P], Awaitable[T]],
-        *arguments: P.args,
-        **keywords: P.kwargs,
-    ) -> T:
+    def _call(self, method: Callable[[asynchronous.Client], Awaitable[T]]) -> T:
         """Run a method of the async client and return what it returns."""
         portal, client = self._opened()
-        return portal.call(lambda: method(client, *arguments, **keywords))
+        try:
+            return portal.call(method, client)
+        except ClientClosed as error:
+            # The async client speaks of its `async with` block.
+            raise ClientClosed("the client was closed before this call was done") from error
 
     # --- sending -------------------------------------------------------------------------------
     def send(self, message: Message) -> Receipt:
@@ -193,14 +191,15 @@ class Client:
         Raises `Refused`, `SendTimeout` (outcome unknown, sending it again is safe), `NotConnected`,
         `MessageTooLarge`, or `ValueError` for a value out of range.
         """
-        return self._call(asynchronous.Client.send, message)
+        return self._call(lambda client: client.send(message))
 
     def send_many(self, messages: Iterable[Message]) -> list[Receipt]:
         """Send messages in order, many at a time; all are durable when this returns.
 
         Raises `PartlySent` with a receipt or an error for each if some were not accepted.
         """
-        return self._call(asynchronous.Client.send_many, list(messages))
+        batch = list(messages)  # here: it may be a generator that waits for other things
+        return self._call(lambda client: client.send_many(batch))
 
     # --- transactions --------------------------------------------------------------------------
     def transaction(self, *messages: Message, confirm: bool = False, check_after: float | None = None) -> Transaction:
@@ -221,8 +220,7 @@ class Client:
 
         Raises what entering a `transaction` raises.
         """
-        portal, client = self._opened()
-        return portal.call(lambda: client.prepare(*messages, check_after=check_after))
+        return self._call(lambda client: client.prepare(*messages, check_after=check_after))
 
     def commit(self, transaction: Prepared | bytes | str) -> None:
         """Commit what `prepare` made, or what has this id (16 bytes or 32 hex digits); durable when it returns.
@@ -230,11 +228,11 @@ class Client:
         Raises `TransactionConflict` if it was rolled back, `UnknownTransaction`, `DecisionPending` if there
         is no answer in time (the client goes on sending it), `NotConnected`.
         """
-        self._call(asynchronous.Client.commit, transaction)
+        self._call(lambda client: client.commit(transaction))
 
     def rollback(self, transaction: Prepared | bytes | str) -> None:
         """Roll back, else as `commit`."""
-        self._call(asynchronous.Client.rollback, transaction)
+        self._call(lambda client: client.rollback(transaction))
 
     # --- consuming -----------------------------------------------------------------------------
     def run(self) -> None:
@@ -275,16 +273,15 @@ class Client:
     # --- bindings and administration -----------------------------------------------------------
     def subscribe(self, binding: Binding) -> None:
         """Add a binding, or change it; durable when this returns."""
-        self._call(asynchronous.Client.subscribe, binding)
+        self._call(lambda client: client.subscribe(binding))
 
     def unsubscribe(self, binding: Binding) -> None:
         """Remove a binding of this client's group, durably; with its last one in a topic goes what waits there."""
-        self._call(asynchronous.Client.unsubscribe, binding)
+        self._call(lambda client: client.unsubscribe(binding))
 
     def admin(self, verb: str, **arguments: Any) -> Any:
         """Ask the first connected broker an administrative question; `doc/protocol.md` lists the verbs."""
-        portal, client = self._opened()
-        return portal.call(lambda: client.admin(verb, **arguments))
+        return self._call(lambda client: client.admin(verb, **arguments))
 
     def statistics(self) -> Statistics:
         """Return what this client did so far in this process, and with whom it is connected."""

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
+from importlib import import_module
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -29,6 +30,10 @@ __all__ = [
 ]  # fmt: skip
 
 logger = logging.getLogger("kiteq_client")
+
+# What the first use in a thread would import: a fork in that moment would leave the child with half a module.
+for _name in ("anyio._backends._asyncio", "encodings.idna"):
+    import_module(_name)
 
 T = TypeVar("T")
 Outcome = tuple[T | None, BaseException | None]
