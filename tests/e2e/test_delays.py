@@ -188,6 +188,7 @@ async def test_what_a_restart_falls_into_is_delivered_once_and_in_time(folder: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("folder")  # it removes the store
 async def test_after_kill_9_what_was_due_meanwhile_comes_once_and_what_was_cancelled_never(tmp_path: Path) -> None:
     messages = numbered(60, delay=0.8)
 
