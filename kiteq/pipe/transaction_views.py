@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgpack
 import trio
 
-from kiteq.errors import KiteQError, Refused
+from kiteq.errors import Refused
 from kiteq.ids import check_id
-from kiteq.message import parse_extras, split
+from kiteq.message import BadMessage, parse_extras, parse_head, split
 from kiteq.pipe.settlement import head_of
 from kiteq.store.half_reading import HalfRead, decision_rows, find_decisions, read_checks, read_halves
 from kiteq.store.halves import State
@@ -186,6 +186,8 @@ class TransactionViews:
                 row["message"] = _message(half.first)
                 row["reason"] = None
                 return row | _checks(checks)
+            if halves.find(transaction_id) == slot and halves.handle[slot] == handle:
+                raise Refused("damaged", f"transaction {transaction_id.hex()} cannot be read from the store")
         read = partial(_read_decided, tables, transaction_id, halves.next_decision, core.clock.epoch_ms())
         shown = await trio.to_thread.run_sync(read)
         if shown is None:
@@ -311,13 +313,11 @@ def _read_one(tables: Tables, rows: list[int], handle: int) -> tuple[_Half | Non
 
 def _message(blob: bytes) -> dict[str, Any] | None:
     """Return what is shown of the first message; its body is nobody's business here."""
-    head = head_of(blob)
-    if head is None:
-        return None
     try:
-        properties = dict(parse_extras(split(blob)[1]).properties)
-    except KiteQError:
-        properties = {}
+        head_bytes, extras, _ = split(blob)
+        head, properties = parse_head(head_bytes), dict(parse_extras(extras).properties)
+    except BadMessage:
+        return None
     return {"topic": head.topic, "message_type": head.message_type, "properties": properties, "bytes": len(blob)}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import pytest
 import trio
 from starlette.types import Receive, Scope, Send
@@ -133,6 +136,38 @@ async def test_more_connections_than_allowed_wait_for_a_place(
             hurried.jump(server.IDLE_SECONDS_MAX)
             with trio.fail_after(PATIENCE_SECONDS):
                 await answered.wait()
+
+
+async def test_a_defect_of_a_connection_is_logged_and_costs_that_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, *_: object) -> None:
+            raise LookupError("a defect")
+
+    async with answering(plain) as address:
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr(server, "TCPServer", Broken)
+            async with port_open(address) as stream:
+                with trio.fail_after(PATIENCE_SECONDS):
+                    assert await stream.receive_some() == b""
+        assert (await get(address, "/")).status == 200
+    assert [one["event"] for one in logs] == ["an HTTP connection failed"]
+
+
+async def test_an_error_of_accept_is_logged_and_tried_again() -> None:
+    class Exhausted:
+        def __init__(self) -> None:
+            self.errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOBUFS, "No buffer space")]
+
+        async def accept(self) -> str:
+            if self.errors:
+                raise self.errors.pop(0)
+            return "a connection"
+
+    listener: Any = Exhausted()
+    with capture_logs() as logs:
+        accepted: Any = await server._accept(listener)
+    assert accepted == "a connection"
+    assert [one["reason"] for one in logs] == ["Too many open files", "No buffer space"]
 
 
 async def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from kiteq import __version__, checking
 from kiteq.binding.bindings import direct, fanout, regex
 from kiteq.errors import StoreFailed
 from kiteq.message import Message
+from kiteq.pipe import reports
 from kiteq.remoting.packets import DECISION_RUNNING, DECISION_UNKNOWN, Ask
 from kiteq.store.tables import Usage
 from tests.admin.http import Answer, get, serving
@@ -52,7 +53,8 @@ async def test_stat_is_what_the_administrative_request_answers(tmp_path: Path) -
     assert answer.json.keys() == told.keys()
 
 
-async def test_binds_lists_every_binding_by_topic_and_group(tmp_path: Path) -> None:
+async def test_binds_lists_every_binding_by_topic_and_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "ROWS_PER_SLICE", 2)
     async with serving(tmp_path / "db") as (broker, address):
         assert (await get(address, "/binds")).json == {}
         await connect(broker, "g", direct("t", "a", watermark=10), regex("t", "b.*", watermark=10))
@@ -134,6 +136,13 @@ async def test_a_full_disk_is_degraded_with_its_reason(monkeypatch: pytest.Monke
         assert answer.json["reasons"][0].startswith("publishing is refused: the disk has 1 bytes free, ")
         assert value((await scrape(address))["kiteq_publishing_refused"]) == 1
         assert value((await scrape(address))["kiteq_disk_free_bytes"]) == 1
+
+
+async def test_a_store_that_fills_up_is_degraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving("memory://") as (broker, address):
+        monkeypatch.setattr(broker.core.store, "usage", lambda: Usage(75, 100, disk_free=1 << 40, disk_size=1 << 40))
+        answer = await wait_answer(address, "/healthz", lambda one: one.json != {"status": "ok"})
+    assert (answer.status, answer.json) == (200, {"status": "degraded", "reasons": ["the store fills up"]})
 
 
 async def test_draining_is_unavailable_and_the_port_ends_with_the_broker(tmp_path: Path) -> None:

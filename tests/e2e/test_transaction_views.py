@@ -13,6 +13,8 @@ from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.pipe import transaction_views
 from kiteq.remoting.packets import DECISION_COMMIT, DECISION_RUNNING, DECISION_UNKNOWN, Ask
+from kiteq.store.tables import Table
+from kiteq.store.writer import Submission
 from tests.e2e.wire import PATIENCE_SECONDS, TICK_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
 
 INSTANCE = b"i" * 16
@@ -223,6 +225,26 @@ async def test_a_parked_transaction_is_resumed(folder: Path, clock: JumpingClock
         [row] = await admin.admin("tx.list")
         assert (row["state"], row["unknowns"]) == ("open", 0)
         await answered(owner, clock, DECISION_COMMIT)
+
+
+async def test_what_cannot_be_read_is_not_listed_and_shown_as_damaged(
+    server: Broker, owner: RawClient, admin: RawClient
+) -> None:
+    message, other = numbered(2)
+    await owner.prepare([message])
+    await owner.prepare([other])
+    store = server.core.store
+    [(key, value), _] = store.tables.scan(Table.HALF, b"", b"\xff" * 9)
+    submission = Submission(lambda _error: None)
+    submission.rows.append((Table.HALF, key, value[:-8] + b"\0" * 8))
+    store.writer.submit(submission)
+    assert ids(await admin.admin("tx.list")) == [other.id.hex()]
+    assert (await refused(admin, "tx.show", id=message.id.hex()))[0] == "damaged"
+    assert (await admin.admin("tx.show", id=other.id.hex()))["message"]["topic"] == "t"
+
+
+def test_of_a_message_that_makes_no_sense_nothing_is_shown() -> None:
+    assert transaction_views._message(b"rubbish") is None
 
 
 @pytest.mark.parametrize(
