@@ -23,7 +23,7 @@ from benchmark.harness.process import ROOT, in_memory, machine  # noqa: E402
 from benchmark.harness.results import Results, Run  # noqa: E402
 from benchmark.harness.servers import BenchmarkError  # noqa: E402
 from benchmark.load.channel import NUMBER  # noqa: E402
-from benchmark.scenarios import endurance, latency, throughput  # noqa: E402
+from benchmark.scenarios import endurance, latency, throughput, transactions  # noqa: E402
 from benchmark.scenarios.setting import Setting  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmark" / "results"
@@ -60,9 +60,13 @@ SCENARIOS: Final[dict[str, tuple[Scenario, bool]]] = {
     "restart": (lambda setting, system: [endurance.restart(setting, system)], False),
     "crash": (lambda setting, system: [endurance.crash(setting, system)], False),
     "idle": (lambda setting, system: [endurance.idle(setting, system)], False),
+    "tx": (transactions.cost, False),
+    "tx-tasks": (transactions.cost_tasks, False),
+    "tx-steady": (lambda setting, system: [transactions.steady(setting, system)], False),
+    "tx-open": (lambda setting, system: [transactions.open_halves(setting, system)], False),
 }
 """Each scenario by name, and whether Redis does the same work too."""
-ONCE: Final = {"backlog", "restart", "crash", "idle"}
+ONCE: Final = {"backlog", "restart", "crash", "idle", "tx-open"}
 """Scenarios that repeat the same thing millions of times within one run."""
 
 

@@ -30,6 +30,10 @@ _DETAILS = {
     "worst_to_first_fifth": "worst over first fifth",
     "serving_s": "start to serving after kill -9, s",
     "serving_after_stop_s": "after a clean stop, s",
+    "times_plain": "times a plain send, by rate",
+    "times_plain_cpu": "times a plain send, by CPU of the broker",
+    "bytes_each": "RssAnon of each open transaction, bytes",
+    "restarted_bytes_each": "after the restart",
     "retries": "retries of the producers",
 }
 

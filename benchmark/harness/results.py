@@ -76,6 +76,11 @@ MARKS: Final = (
     Mark("restart", "serving_s", most=2.0),
     Mark("idle", "rss_anon_mib", most=60),
     Mark("idle", "broker_core_percent", most=0.5),
+    Mark("tx frames", "times_plain", most=3.0),
+    Mark("tx tasks", "times_plain", most=3.0),
+    Mark("tx steady", "p99_ms", most=15.0),
+    Mark("tx open", "serving_s", most=5.0),
+    Mark("tx open", "bytes_each", most=400),
 )
 
 

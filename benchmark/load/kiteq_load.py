@@ -79,11 +79,13 @@ def _chunks(job: Job) -> Iterator[range]:
         yield range(start, min(start + job.window, end))
 
 
-async def _go() -> None:
+async def go() -> None:
+    """Wait for the command to go."""
     await run_sync(sys.stdin.readline, abandon_on_cancel=True)
 
 
-async def _report(tally: Tally) -> None:
+async def report(tally: Tally) -> None:
+    """Tell the benchmark how many were sent, until cancelled."""
     while True:
         await anyio.sleep(PROGRESS_SECONDS)
         say(progress=tally.sent)
@@ -94,7 +96,7 @@ async def produce(job: Job) -> None:
     tally = Tally()
     async with _client(job, topics=[job.topic], max_in_flight=job.window) as client:
         say(ready=True)
-        await _go()
+        await go()
         timer = Timer()
         chunks = _chunks(job)
 
@@ -103,7 +105,7 @@ async def produce(job: Job) -> None:
                 await _send_surely(client, _messages(job, numbers), tally)
 
         async with anyio.create_task_group() as outer:
-            outer.start_soon(_report, tally)
+            outer.start_soon(report, tally)
             async with anyio.create_task_group() as senders:
                 for _ in range(CHUNK_TASKS):
                     senders.start_soon(send_chunks)
@@ -118,7 +120,7 @@ async def one_by_one(job: Job) -> None:
     padding = job.padding()
     async with _client(job, topics=[job.topic]) as client:
         say(ready=True)
-        await _go()
+        await go()
         timer = Timer()
         for number in range(job.first, job.first + job.count):
             message = Message(job.topic, job.message_type, NUMBER.pack(number, 0) + padding)
@@ -136,7 +138,7 @@ async def many_tasks(job: Job) -> None:
     numbers = iter(range(job.first, job.first + job.count))
     async with _client(job, topics=[job.topic]) as client:
         say(ready=True)
-        await _go()
+        await go()
         timer = Timer()
 
         async def send_own() -> None:
@@ -145,7 +147,7 @@ async def many_tasks(job: Job) -> None:
                 tally.sent += 1
 
         async with anyio.create_task_group() as outer:
-            outer.start_soon(_report, tally)
+            outer.start_soon(report, tally)
             async with anyio.create_task_group() as senders:
                 for _ in range(job.tasks):
                     senders.start_soon(send_own)
@@ -154,7 +156,7 @@ async def many_tasks(job: Job) -> None:
     say(done=True, sent=tally.sent, **timed)
 
 
-async def _wait_until_due(due: float, even: bool) -> None:
+async def wait_until_due(due: float, even: bool) -> None:
     """Sleep until `due`. The loop's timers tick in milliseconds; `even` fills in with short blocking sleeps."""
     while (remaining := due - time.monotonic()) > 0:
         if not even:
@@ -177,13 +179,13 @@ async def steady(job: Job) -> None:
             tally.sent += 1
 
         say(ready=True)
-        await _go()
+        await go()
         timer = Timer()
-        outer.start_soon(_report, tally)
+        outer.start_soon(report, tally)
         async with anyio.create_task_group() as senders:
             for offset in range(job.count):
                 due = timer.began + offset / job.rate
-                await _wait_until_due(due, job.even)
+                await wait_until_due(due, job.even)
                 lateness.append(time.monotonic() - due)
                 senders.start_soon(send, job.first + offset)
                 if job.even:
@@ -224,7 +226,7 @@ async def consume(job: Job) -> None:
             say(progress=seen.distinct)
 
     async def obey() -> None:
-        await _go()
+        await go()
         finished.set()
 
     client = _client(job, bindings=[direct(job.topic, job.message_type)], on_message=handle, prefetch=job.prefetch)

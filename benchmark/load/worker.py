@@ -13,7 +13,7 @@ from benchmark.load.channel import Job
 
 
 def _kiteq(job: Job) -> None:
-    from benchmark.load import kiteq_load
+    from benchmark.load import kiteq_load, transactions_load
 
     roles: dict[str, Callable[[Job], Awaitable[None]]] = {
         "produce": kiteq_load.produce,
@@ -22,8 +22,21 @@ def _kiteq(job: Job) -> None:
         "steady": kiteq_load.steady,
         "bind": kiteq_load.bind,
         "consume": kiteq_load.consume,
+        "transact_tasks": transactions_load.many_tasks,
+        "transact_steady": transactions_load.steady,
     }
     anyio.run(roles[job.role], job, backend=job.loop)
+
+
+def _frames(job: Job) -> None:
+    from benchmark.load import frames_load
+
+    roles: dict[str, Callable[[Job], None]] = {
+        "frames_publish": frames_load.publish,
+        "frames_transact": frames_load.transact,
+        "frames_prepare": frames_load.prepare,
+    }
+    roles[job.role](job)
 
 
 def _redis(job: Job) -> None:
@@ -51,7 +64,7 @@ def _marks(job: Job) -> None:
 
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
-    {"kiteq": _kiteq, "redis": _redis, "marks": _marks}[job.system](job)
+    {"kiteq": _kiteq, "frames": _frames, "redis": _redis, "marks": _marks}[job.system](job)
     sys.stdout.flush()
     # A thread may still be waiting for a command on stdin; nothing is left to do for it.
     os._exit(0)
