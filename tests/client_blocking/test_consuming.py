@@ -260,6 +260,8 @@ def test_run_returns_at_a_signal_and_leaving_finishes_the_handler(place: Place, 
     program = """
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         def handle(message):
+            while signal.getsignal(signal.SIGTERM) == before[0]:
+                time.sleep(0.001)  # run() is not yet called
             print("ready")
             time.sleep(0.5)
             print("handled")
