@@ -100,8 +100,8 @@ class Preparing:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything was sent and not answered."""
-        return bool(self._frames)
+        """Whether somebody waits for an answer that is on its way."""
+        return any(not part.ended for frame in self._frames.values() for part in frame.parts)
 
     def take(self, next_request: Callable[[], int], body_bytes_max: int) -> list[Prepare | Enlist]:
         """Return packets with all that waits and that the window has room for."""

@@ -206,12 +206,15 @@ class Transaction:
         half = self._opened()
         try:
             self._transactions.check()
-        except KiteQError as error:
+        except ClientClosed as error:
             self.abandon()
             raise ClientClosed(
                 f"the client was left before the {decision.value} of transaction {self.id.hex()} was sent: "
                 "your local transaction stands as it is, and the broker will ask about it"
             ) from error
+        except Exception:
+            self.abandon()
+            raise
         # Now, because being cancelled while waiting changes nothing about the decision.
         self._verdict = verdict = Verdict(half.token, decision, half.name)
         self._outcome = Outcome.PENDING

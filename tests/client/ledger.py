@@ -27,6 +27,7 @@ from kiteq.remoting.packets import (
     Refusal,
     Settled,
 )
+from kiteq_client import Client, Transaction
 from tests.client.peer import Connection
 
 P = TypeVar("P")
@@ -39,6 +40,26 @@ async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(4):
         while not condition():  # noqa: ASYNC110 there is no event for it
             await anyio.sleep(0.002)
+
+
+@contextmanager
+def hurried(client: Client, seconds: float = 0.05) -> Iterator[None]:
+    """Let calls of transactions inside the block wait for an answer only so long; for those that get none."""
+    transactions = client._transactions
+    usual, transactions.timeout = transactions.timeout, seconds
+    for broker in client._brokers.all:
+        broker.deciding._timeout = seconds
+    try:
+        yield
+    finally:
+        transactions.timeout = usual
+
+
+async def transact(client: Client, tx: Transaction) -> None:
+    """Enter and leave a transaction, waiting only briefly for the answer to the commit."""
+    await tx.__aenter__()
+    with hurried(client):
+        await tx.__aexit__(None, None, None)
 
 
 @contextmanager

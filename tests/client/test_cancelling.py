@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from kiteq.remoting.packets import Decide, Enlist, Packet, Prepare
 from kiteq_client import Client, Decision, Message, Outcome, Received, SendTimeout
-from tests.client.ledger import Ledger, until
+from tests.client.ledger import Ledger, hurried, until
 from tests.client.peer import peer
 
 
@@ -83,14 +83,14 @@ def test_a_block_cancelled_anywhere_is_delivered_only_after_its_body(loop: str, 
             ledger.lose = lambda packet: isinstance(packet, lost) and len(ledger.packets(lost)) == 1
         async with (
             peer(ledger.script) as address,
-            Client(address, group="g", topics=["trade"], timeout=5 if lost is None else 0.02) as client,
+            Client(address, group="g", topics=["trade"], timeout=1) as client,
         ):
             waits = 1_000
-            with anyio.CancelScope() as scope:
+            with hurried(client, 1 if lost is None else 0.05), anyio.CancelScope() as scope:
                 try:
                     waits = await cancelled_at(step, block(client, sent, progress), scope)
                 except SendTimeout:
-                    assert lost in (Prepare, Enlist)
+                    assert lost is not None
                     waits = 0
             await checkpoint()
             if not progress.entered:
