@@ -235,9 +235,11 @@ async def test_what_cannot_be_read_is_not_listed_and_shown_as_damaged(
     await owner.prepare([other])
     store = server.core.store
     [(key, value), _] = store.tables.scan(Table.HALF, b"", b"\xff" * 9)
-    submission = Submission(lambda _error: None)
+    written = trio.Event()
+    submission = Submission(lambda _error: written.set())
     submission.rows.append((Table.HALF, key, value[:-8] + b"\0" * 8))
     store.writer.submit(submission)
+    await written.wait()
     assert ids(await admin.admin("tx.list")) == [other.id.hex()]
     assert (await refused(admin, "tx.show", id=message.id.hex()))[0] == "damaged"
     assert (await admin.admin("tx.show", id=other.id.hex()))["message"]["topic"] == "t"
