@@ -189,6 +189,8 @@ def _misspelt(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     for variable in sorted(environ):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in others or variable in known:
             continue
+        if environ[variable].startswith("tcp://"):
+            continue  # of Kubernetes; KITEQ_PORT is near to KITEQ_PPORT
         close = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
         found += [(variable, close[0])] if close else []
     return tuple(found)

@@ -244,3 +244,8 @@ def test_limits_that_contradict_each_other_are_both_named() -> None:
 def test_a_misspelt_variable_is_reported_but_a_foreign_one_is_not() -> None:
     environ = {"KITEQ_STOR_LIMIT": "1GiB", "KITEQ_SERVICE_HOST": "10.0.0.1", "KITEQ_BROKER": "x", "HOME": "/"}
     assert load({}, environ).misspelt == (("KITEQ_STOR_LIMIT", "KITEQ_STORE_LIMIT"),)
+
+
+def test_what_kubernetes_sets_is_not_taken_for_a_misspelt_port() -> None:
+    assert load({}, {"KITEQ_PORT": "tcp://10.0.0.1:13800"}).misspelt == ()
+    assert load({}, {"KITEQ_PORT": "13801"}).misspelt == (("KITEQ_PORT", "KITEQ_PPORT"),)
