@@ -71,7 +71,7 @@ class CheckHalves:
             return False
         ids = [blob[:16] for blob in blobs]
         duplicates, halves = self._core.duplicates, self._core.store.halves
-        if duplicates.known(group, ids) or any(halves.find(one) is not None for one in ids):
+        if duplicates.known(group, ids) or halves.knows_any(ids):
             return False
         frame.ids = frame.message_ids = ids
         frame.crcs = [blob[16:20] for blob in blobs]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 import trio
@@ -35,7 +35,6 @@ __all__ = ["Transactions"]
 
 log = structlog.get_logger()
 
-OPEN: Final = frozenset((int(State.OPEN), int(State.PARKED)))
 
 SMALL_DECISION: Final = 16
 """The reader waits for the commit of fewer decisions, so that the next ones share a commit; more gain nothing."""
@@ -89,15 +88,12 @@ class _Deciding:
         self.answered()
 
 
-class _Taken:
+class _Taken(NamedTuple):
     """Transactions that one request decides: places in the request, ids, slots."""
 
-    __slots__ = ("ids", "places", "slots")
-
-    def __init__(self) -> None:
-        self.places: list[int] = []
-        self.ids: list[bytes] = []
-        self.slots: list[int] = []
+    places: list[int]
+    ids: list[bytes]
+    slots: list[int]
 
 
 class Transactions:
@@ -133,25 +129,19 @@ class Transactions:
         request = _Deciding(len(tokens), done, commit=commit, group=group, by=by, peer=peer)
         request.reason = reason
         request.rows = list(rows)
-        taken = _Taken()
-        decided: list[tuple[int, bytes]] = []
         halves = self._halves
-        find, state = halves.find, halves.state
         number = None if group is None else halves.known_group(group)
-        for place, token in enumerate(tokens):
-            transaction_id = token[:16]
-            slot = find(transaction_id)
+        places, ids, slots, others = halves.take(tokens, number)
+        decided: list[tuple[int, bytes]] = []
+        for place in others:
+            transaction_id = tokens[place][:16]
+            slot = halves.find(transaction_id)
             if slot is None:
                 decided.append((place, transaction_id))
-            elif state[slot] in OPEN and (number is None or halves.group[slot] == number):
-                halves.begin_deciding(slot)
-                taken.places.append(place)
-                taken.ids.append(transaction_id)
-                taken.slots.append(slot)
             else:
                 self._wait_or_refuse(request, place, transaction_id, slot)
-        if taken.slots:
-            self._take_decision(request, taken)
+        if slots:
+            self._take_decision(request, _Taken(places, ids, slots))
         if decided:
             self._start(partial(self._compare, request, decided))
 
@@ -232,7 +222,7 @@ class Transactions:
             wanted = halves.rows_of(slot for _, _, slot in left)
             read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
             found = await trio.to_thread.run_sync(read)
-            ready, messages = _Taken(), list[list[bytes]]()
+            ready, messages = _Taken([], [], []), list[list[bytes]]()
             done = 0
             for place, transaction_id, slot in left:
                 if len(ready.slots) == len(found) and found:

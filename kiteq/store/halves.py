@@ -90,7 +90,7 @@ class Halves:
         self._instance_numbers: dict[bytes, int] = {}
         self._instance_uses: list[int] = []
         self._live: dict[int, int] = {}
-        """Undecided transactions of each row that has more than one."""
+        """Undecided transactions of each row that has, or had, more than one."""
         self.touched: dict[int, None] = {}
         """Rows in which some are decided: to be rewritten."""
         self.parts: dict[int, list[int]] = {}
@@ -109,8 +109,39 @@ class Halves:
         """Return the slot of an undecided transaction."""
         return self._ids[transaction_id[15]].get(transaction_id)
 
-    def undecided(self, transaction_id: bytes, handle: int) -> bool:
-        """Return whether a transaction with this id and handle is undecided."""
+    def knows_any(self, transaction_ids: Sequence[bytes]) -> bool:
+        """Return whether any of these transactions is undecided."""
+        shards = self._ids
+        return any([transaction_id in shards[transaction_id[15]] for transaction_id in transaction_ids])
+
+    def take(self, tokens: Sequence[bytes], group: int | None) -> tuple[list[int], list[bytes], list[int], list[int]]:
+        """Let nobody else decide what is open of these transactions, of one group, or of all for None.
+
+        Return the places in `tokens`, ids and slots of what was taken, and the places of the others.
+        """
+        shards, state, group_of = self._ids, self.state, self.group
+        places: list[int] = []
+        ids: list[bytes] = []
+        slots: list[int] = []
+        others: list[int] = []
+        for place, token in enumerate(tokens):
+            transaction_id = token[:16]
+            slot = shards[token[15]].get(transaction_id)
+            if slot is None or not OPEN <= state[slot] <= PARKED or (group is not None and group_of[slot] != group):
+                others.append(place)
+                continue
+            if state[slot] == PARKED:
+                self.tally(slot).parked -= 1
+            state[slot] = DECIDING
+            places.append(place)
+            ids.append(transaction_id)
+            slots.append(slot)
+        return places, ids, slots, others
+
+    def undecided(self, transaction_id: bytes | None, handle: int) -> bool:
+        """Return whether a transaction with this id, None when it cannot be read, and handle is undecided."""
+        if transaction_id is None:
+            return any(self.handle[slot] == handle for slot in self.slots())
         slot = self.find(transaction_id)
         return slot is not None and self.handle[slot] == handle
 
@@ -205,20 +236,21 @@ class Halves:
         user = self._instance_number(instance, len(ids))
         self.groups[number].open += len(ids)
         prepared_s = prepared_ms // 1000
-        slots: list[int] = []
-        for transaction_id, handle in zip(ids, handles, strict=True):
-            slot = self._take_slot()
-            self.state[slot] = state
-            self.handle[slot] = handle
-            self.row[slot] = row
-            self.due[slot] = 0
-            self.group[slot] = number
-            self.instance[slot] = user
-            self.prepared_s[slot] = prepared_s
-            self.asks[slot] = self.unknowns[slot] = 0
-            self._ids[transaction_id[15]][transaction_id] = slot
-            slots.append(slot)
-        if len(ids) > 1:
+        slots = self._take_slots(len(ids))
+        shards, states, handle_of, row_of, due = self._ids, self.state, self.handle, self.row, self.due
+        group_of, instance_of, prepared_of = self.group, self.instance, self.prepared_s
+        asks, unknowns = self.asks, self.unknowns
+        for transaction_id, handle, slot in zip(ids, handles, slots, strict=True):
+            states[slot] = state
+            handle_of[slot] = handle
+            row_of[slot] = row
+            due[slot] = 0
+            group_of[slot] = number
+            instance_of[slot] = user
+            prepared_of[slot] = prepared_s
+            asks[slot] = unknowns[slot] = 0
+            shards[transaction_id[15]][transaction_id] = slot
+        if len(ids) > 1 or row in self.touched:
             self._live[row] = len(ids)
         return slots
 
@@ -266,12 +298,6 @@ class Halves:
             self.tally(slot).parked -= 1
         self.unknowns[slot] = 0
 
-    def begin_deciding(self, slot: int) -> None:
-        """Let nobody else decide a transaction."""
-        if self.state[slot] == PARKED:
-            self.tally(slot).parked -= 1
-        self.state[slot] = DECIDING
-
     def reopen(self, slot: int) -> None:
         """Note that a decision was not taken after all. A parked transaction becomes an open one."""
         self.state[slot] = State.OPEN
@@ -304,10 +330,11 @@ class Halves:
         return rows
 
     def undo(self, slots: Sequence[int]) -> None:
-        """Take back `decide`: its rows were refused."""
+        """Take back `decide`: its rows were refused. Others in the same rows may be decided all the same."""
         for slot in slots:
             row = self.row[slot]
             self._live[row] = self._live.get(row, 0) + 1
+            self.touched[row] = None
             self.reopen(slot)
 
     def forget(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
@@ -340,16 +367,18 @@ class Halves:
 
     # --- numbers of what is named --------------------------------------------------------------
 
-    def _take_slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        slot = len(self.state)
-        self.state.append(0)
-        self.asks.append(0)
-        self.unknowns.append(0)
-        for column in (self.handle, self.row, self.due, self.group, self.instance, self.prepared_s):
-            column.append(0)
-        return slot
+    def _take_slots(self, count: int) -> list[int]:
+        """Return free slots; the columns grow when there are not enough."""
+        slots = self._free[-count:].tolist()
+        del self._free[-count:]
+        missing, first = count - len(slots), len(self.state)
+        if missing:
+            slots.extend(range(first, first + missing))
+            for column in (self.state, self.asks, self.unknowns):
+                column.extend(bytes(missing))
+            for numbers in (self.handle, self.row, self.due, self.group, self.instance, self.prepared_s):
+                numbers.frombytes(bytes(missing * numbers.itemsize))
+        return slots
 
     def _group_number(self, name: str) -> int:
         number = self._group_numbers.get(name)
