@@ -15,7 +15,7 @@ from examples.orders.database import Database
 from examples.orders.orders import OrderService
 from examples.orders.payments import PaymentService
 from examples.orders.steps import STEPS
-from kiteq_client import Client, Message
+from kiteq_client import Client, Message, NotConnected
 
 
 def parse() -> argparse.Namespace:
@@ -62,15 +62,20 @@ def main() -> int:
     arguments = parse()
     orders = Database("orders", arguments.folder, arguments.mariadb)
     payments = Database("payments", arguments.folder, arguments.mariadb)
-    if arguments.command == "order-service":
-        asyncio.run(OrderService(orders, arguments.crash_at).run(arguments.broker))
-    elif arguments.command == "payment-service":
-        asyncio.run(PaymentService(payments, arguments.crash_at).run(arguments.broker))
-    elif arguments.command == "shop":
-        asyncio.run(shop(arguments.broker, arguments.orders))
-    else:
-        return audit(orders, payments)
+    try:
+        if arguments.command == "order-service":
+            asyncio.run(OrderService(orders, arguments.crash_at).run(arguments.broker))
+        elif arguments.command == "payment-service":
+            asyncio.run(PaymentService(payments, arguments.crash_at).run(arguments.broker))
+        elif arguments.command == "shop":
+            asyncio.run(shop(arguments.broker, arguments.orders))
+        else:
+            return audit(orders, payments)
+    except NotConnected as error:
+        print(f"is a broker running? {error}", file=sys.stderr)
+        return 2
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
