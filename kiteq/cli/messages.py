@@ -67,8 +67,8 @@ def send(asked: Sending) -> None:
             _body(asked.body),
             id=asked.message_id,
             properties=_properties(asked.properties),
-            ttl=_seconds("--ttl", asked.ttl, 0.001, TTL_MS_MAX / 1000),
-            delay=_seconds("--delay", asked.delay, 0, DELAY_MS_MAX / 1000),
+            ttl=_seconds("--ttl", asked.ttl, (0.001, TTL_MS_MAX / 1000), "a time from 0.001s to 7d, like 60s"),
+            delay=_seconds("--delay", asked.delay, (0, DELAY_MS_MAX / 1000), "a time from 0s to 366d, like 90s"),
             deliver_at=_moment(asked.deliver_at),
             fly=asked.fly,
         )
@@ -121,13 +121,13 @@ def _properties(pairs: Sequence[str]) -> dict[str, str]:
     return properties
 
 
-def _seconds(flag: str, text: str | None, lowest: float, highest: float) -> float | None:
+def _seconds(flag: str, text: str | None, bounds: tuple[float, float], allowed: str) -> float | None:
     if text is None:
         return None
     try:
-        return float(str(duration(lowest, highest)(Given(text, flag, is_toml=False))))
-    except WrongValue as error:
-        raise CommandFailed(f"{flag} is {text!r}; it must be {error}", STATUS_USAGE) from None
+        return float(str(duration(*bounds)(Given(text, flag, is_toml=False))))
+    except WrongValue:
+        raise CommandFailed(f"{flag} is {text!r}; it must be {allowed}", STATUS_USAGE) from None
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -128,7 +128,7 @@ def test_the_environment_may_name_the_broker(tmp_path: Path) -> None:
     [
         (("send", "a b", "t"), "'a b' is not a valid topic"),
         (("send", "a", "t", "--property", "x"), "--property is 'x'; it must be NAME=VALUE"),
-        (("send", "a", "t", "--ttl", "soon"), "--ttl is 'soon'; it must be a time from 0.001s to 604800s"),
+        (("send", "a", "t", "--ttl", "soon"), "--ttl is 'soon'; it must be a time from 0.001s to 7d, like 60s"),
         (("send", "a", "t", "--id", "xyz"), "a message id as str must be 32 hex digits"),
         (("listen", "a", "t", "--regex", "x"), "give TYPE or --regex, not both"),
         (("group", "unsubscribe", "g", "a", "t", "--regex", "x"), "give TYPE or --regex, not both"),
