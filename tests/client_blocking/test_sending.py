@@ -294,3 +294,22 @@ def test_the_end_of_the_interpreter_without_a_broker_is_the_end() -> None:
             print("not connected")
     """
     assert run_program(program, Place(f"127.0.0.1:{free_port()}", "trade", "g"))[-1] == "not connected"
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
+)
+def test_green_threads_are_refused_instead_of_hanging(place: Place, module: str, function: str) -> None:
+    program = f"""
+        import types
+        patched = types.ModuleType({module!r})
+        patched.{function} = lambda name: True
+        sys.modules[{module!r}] = patched
+        try:
+            blocking.Client(address, group=group).send(message())
+        except RuntimeError as error:
+            print(error)
+    """
+    assert run_program(program, place) == [
+        "kiteq_client.blocking needs real threads: it does not work with gevent or eventlet"
+    ]

@@ -126,10 +126,11 @@ _inherited: list[_Loop] = []
 class Portal:
     """A running event loop thread; constructing it starts the thread.
 
-    Raises `RuntimeError` if no thread can be started.
+    Raises `RuntimeError` if no thread can be started, or threads are replaced by gevent or eventlet.
     """
 
     def __init__(self) -> None:
+        _refuse_green_threads()
         self._loop: _Loop | None = None
         self._started: Future[BlockingPortal] = Future()
         self._stopping = False
@@ -246,3 +247,12 @@ def refuse_event_loop() -> None:
         "kiteq_client.blocking.Client would block the event loop that runs in this thread: "
         "use kiteq_client.Client with `await`, or call this in a thread (asyncio.to_thread, sync_to_async)"
     )
+
+
+def _refuse_green_threads() -> None:
+    """Raise `RuntimeError` where `threading` starts no threads: the event loop would stop all of them, for ever."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if (gevent is not None and gevent.is_module_patched("threading")) or (
+        eventlet is not None and eventlet.is_monkey_patched("thread")
+    ):
+        raise RuntimeError("kiteq_client.blocking needs real threads: it does not work with gevent or eventlet")
