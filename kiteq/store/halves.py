@@ -10,10 +10,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from itertools import accumulate
 from typing import Final
 
-from kiteq.limits import HALF_CACHE_BYTES_MAX
+from kiteq.store.half_cache import HalfCache
 from kiteq.store.half_records import COUNTER_KEY, pack_decisions, pack_half
 from kiteq.store.tables import Row, Table
 
@@ -21,7 +20,6 @@ __all__ = ["GroupTally", "Halves", "State"]
 
 SHARDS: Final = 256
 """One large dict stops the loop for tens of milliseconds when it grows; so the ids are spread by their last byte."""
-CACHED_ROW_OVERHEAD_BYTES: Final = 256
 
 
 class State(IntEnum):
@@ -67,7 +65,7 @@ class Halves:
     """
 
     __slots__ = (
-        "_added_bytes", "_cache", "_cache_bytes", "_free", "_group_numbers", "_ids", "_instance_numbers",
+        "_added_bytes", "_cache", "_free", "_group_numbers", "_ids", "_instance_numbers",
         "_instance_uses", "_live", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
         "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
     )  # fmt: skip
@@ -96,8 +94,7 @@ class Halves:
         self.parts: dict[int, list[int]] = {}
         """By handle, rows of messages that were added later."""
         self._added_bytes: dict[int, int] = {}
-        self._cache: dict[int, tuple[Sequence[int], list[bytes]]] = {}
-        self._cache_bytes = 0
+        self._cache = HalfCache()
         self.next_handle = 1
         self.next_decision = 1
         self.clean_below = 1
@@ -112,7 +109,7 @@ class Halves:
     def knows_any(self, transaction_ids: Sequence[bytes]) -> bool:
         """Return whether any of these transactions is undecided."""
         shards = self._ids
-        return any([transaction_id in shards[transaction_id[15]] for transaction_id in transaction_ids])
+        return any(transaction_id in shards[transaction_id[15]] for transaction_id in transaction_ids)
 
     def take(self, tokens: Sequence[bytes], group: int | None) -> tuple[list[int], list[bytes], list[int], list[int]]:
         """Let nobody else decide what is open of these transactions, of one group, or of all for None.
@@ -170,21 +167,16 @@ class Halves:
 
     def messages(self, slots: Sequence[int]) -> list[list[bytes]] | None:
         """Return the messages of transactions, for each of them, when all are in memory."""
-        handles, rows, cache, parts = self.handle, self.row, self._cache, self.parts
+        handles, rows, get, parts = self.handle, self.row, self._cache.get, self.parts
         found: list[list[bytes]] = []
         for slot in slots:
             handle, row = handles[slot], rows[slot]
-            cached = cache.get(row)
-            if cached is None:
-                return None
-            starts, blobs = cached
-            at = handle - row
-            mine = blobs[starts[at] : starts[at + 1]] if starts else blobs[at : at + 1]
+            mine = get(row, handle - row)
             for part in parts.get(handle, ()) if parts else ():
-                more = cache.get(part)
-                if more is None:
-                    return None
-                mine = mine + more[1]
+                added = self._cache.get_all(part)
+                mine = None if mine is None or added is None else mine + added
+            if mine is None:
+                return None
             found.append(mine)
         return found
 
@@ -212,7 +204,7 @@ class Halves:
         slots = self.restore(
             ids, handles, first, group=group, instance=instance, prepared_ms=prepared_ms, state=State.PREPARING
         )
-        self._remember(first, sizes, blobs)
+        self._cache.put(first, sizes, blobs)
         key = COUNTER_KEY.pack(first)
         return slots, (
             Table.HALF,
@@ -261,7 +253,7 @@ class Halves:
         handle = self.handle[slot]
         self.parts.setdefault(handle, []).append(row)
         self._added_bytes[handle] = self.added_bytes(slot) + sum(map(len, blobs))
-        self._remember(row, [len(blobs)], blobs)
+        self._cache.put(row, [len(blobs)], blobs)
         key = COUNTER_KEY.pack(row)
         group, instance = self.tally(slot).name, self.instance_id(slot)
         value = pack_half(key, group, instance, now_ms, 0, [handle], [len(blobs)], blobs, enlisted=True)
@@ -277,7 +269,7 @@ class Halves:
         number = COUNTER_KEY.unpack(row[1])[0]
         if number in rows:
             rows.remove(number)
-        self._forget_cached(number)
+        self._cache.forget(number)
 
     def opened(self, slots: Sequence[int]) -> None:
         """Note that transactions are durable; they were in the state PREPARING."""
@@ -349,11 +341,11 @@ class Halves:
             self._instance_uses[number] -= uses
         for row in {self.row[slot] for slot in slots}:
             if row not in self._live:
-                self._forget_cached(row)
+                self._cache.forget(row)
         for slot in slots if self.parts else ():
             handle = self.handle[slot]
             for part in self.parts.pop(handle, ()):
-                self._forget_cached(part)
+                self._cache.forget(part)
             self._added_bytes.pop(handle, None)
 
     def withdraw(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
@@ -400,17 +392,3 @@ class Halves:
             self._instance_numbers[instance] = number
         self._instance_uses[number] += uses
         return number
-
-    # --- messages kept for the decision ---------------------------------------------------------
-
-    def _remember(self, row: int, sizes: Sequence[int], blobs: list[bytes]) -> None:
-        starts = () if len(sizes) == len(blobs) else tuple(accumulate(sizes, initial=0))
-        self._cache[row] = (starts, blobs)
-        self._cache_bytes += sum(map(len, blobs)) + CACHED_ROW_OVERHEAD_BYTES
-        while self._cache_bytes > HALF_CACHE_BYTES_MAX and len(self._cache) > 1:
-            self._forget_cached(next(iter(self._cache)))
-
-    def _forget_cached(self, row: int) -> None:
-        cached = self._cache.pop(row, None)
-        if cached is not None:
-            self._cache_bytes -= sum(map(len, cached[1])) + CACHED_ROW_OVERHEAD_BYTES

@@ -230,7 +230,7 @@ async def test_a_delay_counts_from_the_commit(folder: Path, clock: JumpingClock)
 async def test_a_commit_long_after_the_prepare_reads_the_disk(
     folder: Path, clock: JumpingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kiteq.store.halves.HALF_CACHE_BYTES_MAX", 1)
+    monkeypatch.setattr("kiteq.store.half_cache.HALF_CACHE_BYTES_MAX", 1)
     async with running(folder, clock) as broker:
         producer = await connect(broker, "producers")
         consumer = await connect(broker, "members", fanout("t"), window=1000)
