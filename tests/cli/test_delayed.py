@@ -25,8 +25,8 @@ def test_a_message_is_sent_for_later_and_cancelled(broker: BrokerProcess) -> Non
         assert soon == f"stored until its time comes: id={ID}\n"
         printed, _ = listener.communicate(timeout=20)
         assert printed == f"trade pay {ID}: soon\n"
-    assert later in run(broker, "msg", "cancel", later)
-    assert "no message" in refused(Path(), "msg", "cancel", later, "--broker", broker.address, status=1)
+    assert run(broker, "msg", "cancel", later) == "cancelled: 1\n"
+    assert "no message" in refused(broker.folder, "msg", "cancel", later, "--broker", broker.address, status=1)
 
 
 @pytest.mark.parametrize(
