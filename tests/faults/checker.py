@@ -5,6 +5,7 @@ of unknown outcome may have happened or not, and both must be consistent with wh
 
     I1   an accepted message reaches every group that was bound before it was sent
     I2   what arrives was published, byte for byte, and for a group that asked for such messages
+    I3 to I8  what transactions promise: see `transaction_rules`
     I9   after a confirmed ack a message never comes again to that group
     I10  what was not acked comes again, attempts never go back, the limit ends in the dead letters
     I11  a message is with one connection of a group at a time
@@ -18,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
 from tests.faults.history import Event
-from tests.faults.model import Call, Delivery, Model, build
+from tests.faults.model import Call, Delivery, Model, Violation, build
+from tests.faults.transaction_rules import TRANSACTION_RULES
 
 __all__ = ["Violation", "check"]
 
@@ -30,20 +32,6 @@ DURABLE_ATTEMPT: Final = 4
 DUPLICATE_WINDOW_SECONDS: Final = 600.0
 DEADLINE_SHARE: Final = 0.8
 """Times are taken where messages arrive, a little after the broker's clock started."""
-
-
-class Violation(NamedTuple):
-    """One broken promise."""
-
-    invariant: str
-    message: str
-    """The id in hex; empty when it is about a group as a whole."""
-    group: str
-    text: str
-
-    def __str__(self) -> str:
-        about = " ".join(part for part in (self.message, self.group and f"group {self.group}") if part)
-        return f"{self.invariant} {about}: {self.text}"
 
 
 def check(events: Iterable[Event]) -> list[Violation]:
@@ -63,7 +51,8 @@ def _no_loss(model: Model) -> Iterator[Violation]:
             continue
         for group in owed:
             if not model.deliveries.get((group, message)) and not model.dead.get((group, message)):
-                yield Violation("I1", message, group, "accepted, the group was bound, and it was never delivered")
+                rule, what = ("I6", "committed") if calls[0].transactional else ("I1", "accepted")
+                yield Violation(rule, message, group, f"{what}, the group was bound, and it was never delivered")
 
 
 def _no_invention(model: Model) -> Iterator[Violation]:
@@ -73,10 +62,11 @@ def _no_invention(model: Model) -> Iterator[Violation]:
             yield Violation("I2", message, group, "delivered, but nobody published it")
             continue
         if all(call.outcome == "refused" for call in calls):
-            yield Violation("I2", message, group, "delivered, but it was refused")
+            if message not in model.transaction_of:  # of those I3 and I4 say more
+                yield Violation("I2", message, group, "delivered, but it was refused")
         elif group not in model.possible_groups(message):
             yield Violation("I2", message, group, "delivered to a group that never asked for such messages")
-        accepted = {call.invoked.digest for call in calls if call.outcome != "refused"}
+        accepted = {call.invoked.digest for call in calls if call.outcome != "refused" or call.transactional}
         if wrong := {delivery.event.digest for delivery in deliveries} - accepted:
             yield Violation("I2", message, group, f"delivered with other bytes than were published: {wrong.pop()}")
     for (group, message), rows in model.dead.items():
@@ -290,4 +280,5 @@ RULES: Final[tuple[Callable[[Model], Iterator[Violation]], ...]] = (
     _one_lease,
     _stored_once,
     _conserved,
+    *TRANSACTION_RULES,
 )

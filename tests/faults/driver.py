@@ -9,18 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import sha256
 from itertools import count
 from os import urandom
 from typing import Any, Final, NamedTuple
-from zlib import crc32
 
 import trio
 
 from kiteq.binding.bindings import Binding, to_wire
 from kiteq.errors import RemoteProtocolError
 from kiteq.limits import BODY_BYTES_MAX_DEFAULT, FRAME_OVERHEAD_BYTES
-from kiteq.message import CRC_RESIDUE, Message
+from kiteq.message import Message
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import (
     NACK_FAILED,
@@ -60,9 +58,10 @@ from tests.faults.history import (
     PublishUnknown,
     SettleOk,
     Settling,
+    digest_of,
 )
 
-__all__ = ["Arrival", "DriverConnection", "Lost", "digest_of", "open_connection"]
+__all__ = ["Arrival", "DriverConnection", "Lost", "open_connection"]
 
 FRAME_BYTES_MAX: Final = BODY_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES
 ANSWER_SECONDS_MAX: Final = 10.0
@@ -83,11 +82,6 @@ class Arrival(NamedTuple):
     id: str
     attempt: int
     blob: bytes
-
-
-def digest_of(blob: bytes) -> str:
-    """Return what a history keeps of a message's bytes."""
-    return sha256(blob).hexdigest()[:16] if crc32(blob) == CRC_RESIDUE else "damaged"
 
 
 async def open_connection(

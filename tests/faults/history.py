@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+from zlib import crc32
+
+from kiteq.message import CRC_RESIDUE
 
 __all__ = [
+    "Asked",
     "Bound",
     "BrokerStarted",
     "BrokerStopped",
     "Corrupted",
+    "DecideInvoked",
+    "DecideOk",
+    "DecideRefused",
     "Delivered",
     "Drained",
     "Ended",
@@ -25,7 +33,12 @@ __all__ = [
     "Extended",
     "FinalDead",
     "FinalGroup",
+    "FinalTransaction",
+    "HalfInvoked",
+    "HalfOk",
+    "HalfRefused",
     "History",
+    "LocalOutcome",
     "Opened",
     "PublishInvoked",
     "PublishOk",
@@ -34,16 +47,23 @@ __all__ = [
     "Run",
     "SettleOk",
     "Settling",
+    "Waiting",
+    "digest_of",
     "read_histories",
 ]
 
 
 class Run(NamedTuple):
-    """How the broker was started. resends: producers send again by themselves, unseen, what has no answer."""
+    """How the broker was started.
+
+    resends: producers send again by themselves, unseen, what has no answer. check_limit: answers "unknown"
+    before a transaction is parked.
+    """
 
     at: float
     ack_deadline: float
     resends: bool = False
+    check_limit: int = 15
 
 
 class BrokerStarted(NamedTuple):
@@ -68,11 +88,12 @@ class Corrupted(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A connection was welcomed."""
+    """A connection was welcomed. topics: what it said it publishes."""
 
     at: float
     connection: str
     group: str
+    topics: list[str] | None = None
 
 
 class Ended(NamedTuple):
@@ -93,7 +114,10 @@ class Bound(NamedTuple):
 
 
 class PublishInvoked(NamedTuple):
-    """A message was sent; `call` joins the outcome to it. `digest` covers all its bytes."""
+    """A message was sent; `call` joins the outcome to it. `digest` covers all its bytes.
+
+    delay: seconds before which it must not arrive, counted from here at the earliest.
+    """
 
     at: float
     call: str
@@ -103,6 +127,7 @@ class PublishInvoked(NamedTuple):
     message_type: str
     digest: str
     deliver_limit: int
+    delay: float = 0.0
 
 
 class PublishOk(NamedTuple):
@@ -128,6 +153,78 @@ class PublishUnknown(NamedTuple):
 
     at: float
     call: str
+
+
+class HalfInvoked(NamedTuple):
+    """Messages `[id, topic, message type, digest, deliver limit]` were prepared in a transaction, or added to it.
+
+    connection: that did it, "" when only the producer is known.
+    """
+
+    at: float
+    transaction: str
+    producer: str
+    connection: str
+    messages: list[list[object]]
+
+
+class HalfOk(NamedTuple):
+    """The broker said that these messages of a transaction are durable."""
+
+    at: float
+    transaction: str
+    messages: list[str]
+
+
+class HalfRefused(NamedTuple):
+    """A definite no to these messages."""
+
+    at: float
+    transaction: str
+    messages: list[str]
+    code: str
+
+
+class DecideInvoked(NamedTuple):
+    """A producer decides, or answers a check: "commit", "rollback", "unknown" or "running"."""
+
+    at: float
+    call: str
+    transaction: str
+    producer: str
+    decision: str
+
+
+class DecideOk(NamedTuple):
+    """The broker said that it is durable."""
+
+    at: float
+    call: str
+
+
+class DecideRefused(NamedTuple):
+    """A definite no."""
+
+    at: float
+    call: str
+    code: str
+
+
+class Asked(NamedTuple):
+    """The broker asked a connection about a transaction."""
+
+    at: float
+    connection: str
+    group: str
+    transaction: str
+
+
+class LocalOutcome(NamedTuple):
+    """What the producer's own database says in the end about a transaction."""
+
+    at: float
+    transaction: str
+    committed: bool
 
 
 class Delivered(NamedTuple):
@@ -187,6 +284,23 @@ class FinalGroup(NamedTuple):
     dead: int
 
 
+class Waiting(NamedTuple):
+    """What the broker says during a run about what waits for a group in a topic."""
+
+    at: float
+    group: str
+    topic: str
+    messages: int
+
+
+class FinalTransaction(NamedTuple):
+    """A transaction that the broker lists as not decided at the end: "open" or "parked"."""
+
+    at: float
+    transaction: str
+    state: str
+
+
 class FinalDead(NamedTuple):
     """A dead letter at the end."""
 
@@ -211,23 +325,41 @@ Event = (
     | PublishOk
     | PublishRefused
     | PublishUnknown
+    | HalfInvoked
+    | HalfOk
+    | HalfRefused
+    | DecideInvoked
+    | DecideOk
+    | DecideRefused
+    | Asked
+    | LocalOutcome
     | Delivered
     | Settling
     | SettleOk
     | Extended
     | Drained
+    | Waiting
     | FinalGroup
+    | FinalTransaction
     | FinalDead
 )
 
 _KINDS: Final[dict[str, type[Event]]] = {kind.__name__: kind for kind in Event.__args__}
 
 
-class History:
-    """An append-only file of events; `with History(path) as history: history.write(event)`."""
+def digest_of(blob: bytes) -> str:
+    """Return what a history keeps of a message's bytes."""
+    return sha256(blob).hexdigest()[:16] if crc32(blob) == CRC_RESIDUE else "damaged"
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+
+class History:
+    """An append-only file of events; `with History(path) as history: history.write(event)`.
+
+    mortal: the writing process may be killed, so each event leaves it at once.
+    """
+
+    def __init__(self, path: Path, *, mortal: bool = False) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1 if mortal else -1)
 
     def write(self, *events: Event) -> None:
         """Append events in order."""

@@ -7,12 +7,16 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.faults.history import (
+    Asked,
     Bound,
     BrokerStopped,
     Corrupted,
+    DecideInvoked,
+    DecideOk,
+    DecideRefused,
     Delivered,
     Drained,
     Ended,
@@ -20,6 +24,11 @@ from tests.faults.history import (
     Extended,
     FinalDead,
     FinalGroup,
+    FinalTransaction,
+    HalfInvoked,
+    HalfOk,
+    HalfRefused,
+    LocalOutcome,
     Opened,
     PublishInvoked,
     PublishOk,
@@ -27,29 +36,90 @@ from tests.faults.history import (
     Run,
     SettleOk,
     Settling,
+    Waiting,
 )
 
-__all__ = ["Call", "Connection", "Delivery", "Model", "build"]
+__all__ = ["Call", "Connection", "Decision", "Delivery", "Model", "Transaction", "Violation", "build"]
 
 DIRECT, REGEX, FANOUT = 0, 1, 2
 NOTICE_SECONDS: Final = 1.0
 """How much later than the broker a client may notice that the broker ended its connection."""
 
 
+class Violation(NamedTuple):
+    """One broken promise."""
+
+    invariant: str
+    message: str
+    """The id in hex; empty when it is about a group as a whole."""
+    group: str
+    text: str
+
+    def __str__(self) -> str:
+        about = " ".join(part for part in (self.message, self.group and f"group {self.group}") if part)
+        return f"{self.invariant} {about}: {self.text}"
+
+
 @dataclass(slots=True)
 class Call:
-    """One sending of a message. outcome: "ok", "duplicate", "refused" or "unknown"."""
+    """One sending of a message. outcome: "ok", "duplicate", "refused" or "unknown".
+
+    transactional: it became deliverable, or not, by a decision; its times are those of the commit.
+    """
 
     invoked: PublishInvoked
     outcome: str = "unknown"
     at: float = float("inf")
     groups: int | None = None
     durable: bool = False
+    transactional: bool = False
 
     @property
     def accepted(self) -> bool:
         """Whether the producer was told that the message is there."""
         return self.outcome in {"ok", "duplicate"}
+
+
+@dataclass(slots=True)
+class Decision:
+    """One request to decide a transaction. outcome: "ok", "unknown" or the code of a refusal."""
+
+    invoked: DecideInvoked
+    outcome: str = "unknown"
+    at: float = float("inf")
+
+
+@dataclass(slots=True)
+class Transaction:
+    """Half messages that share one fate. messages: by id; refused: those that the broker did not take."""
+
+    id: str
+    producer: str
+    connection: str
+    invoked_at: float
+    prepared_at: float = float("inf")
+    messages: dict[str, list[object]] = field(default_factory=dict)
+    durable: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    decisions: list[Decision] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    local: bool | None = None
+    """What the producer's database says, if that was noted."""
+    state: str = ""
+    """Of the broker's list of undecided transactions at the end."""
+
+    def tried(self, decision: str) -> list[Decision]:
+        """The requests for one decision."""
+        return [one for one in self.decisions if one.invoked.decision == decision]
+
+    def confirmed(self, decision: str) -> Decision | None:
+        """The first request for a decision that the broker confirmed."""
+        return next((one for one in self.tried(decision) if one.outcome == "ok"), None)
+
+    @property
+    def topics(self) -> set[str]:
+        """Of its messages."""
+        return {str(message[1]) for message in self.messages.values()}
 
 
 @dataclass(slots=True)
@@ -59,6 +129,7 @@ class Connection:
     group: str
     opened_at: float
     life: int
+    topics: list[str] | None = None
     ended_at: float = float("inf")
     how: str = ""
 
@@ -87,12 +158,17 @@ class Model:
 
     ack_deadline: float = 60.0
     resends: bool = False
+    check_limit: int = 15
     stops: list[BrokerStopped] = field(default_factory=list)
     connections: dict[str, Connection] = field(default_factory=dict)
     bounds: dict[str, list[Bound]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     deliveries: dict[tuple[str, str], list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     """By (group, message id), in the order in which the broker sent them."""
+    transactions: dict[str, Transaction] = field(default_factory=dict)
+    transaction_of: dict[str, Transaction] = field(default_factory=dict)
+    """By message id."""
+    waiting: list[Waiting] = field(default_factory=list)
     corrupted: set[str] = field(default_factory=set)
     drained: Drained | None = None
     groups: dict[str, list[FinalGroup]] = field(default_factory=lambda: defaultdict(list))
@@ -151,6 +227,7 @@ class _Builder:
         self.model.stops = [event for event in events if isinstance(event, BrokerStopped)]
         self._stopped_at = [stop.at for stop in self.model.stops]
         self._calls: dict[str, Call] = {}
+        self._decisions: dict[str, Decision] = {}
         self._tags: dict[tuple[str, int], Delivery] = {}
 
     def fold(self, event: Event) -> None:
@@ -158,12 +235,13 @@ class _Builder:
         match event:
             case Run():
                 model.ack_deadline, model.resends = event.ack_deadline, event.resends
+                model.check_limit = event.check_limit
             case Bound():
                 if not any(event[2:] == known[2:] for known in model.bounds[event.group]):
                     model.bounds[event.group].append(event)
             case Opened():
                 life = bisect_left(self._stopped_at, event.at)
-                model.connections[event.connection] = Connection(event.group, event.at, life)
+                model.connections[event.connection] = Connection(event.group, event.at, life, event.topics)
             case Ended():
                 connection = model.connections[event.connection]
                 connection.ended_at, connection.how = event.at, event.how
@@ -187,6 +265,65 @@ class _Builder:
                 model.dead[event.group, event.id].append(event)
             case _:
                 self._fold_delivery(event)
+                self._fold_transaction(event)
+
+    def _fold_transaction(self, event: Event) -> None:
+        model = self.model
+        match event:
+            case HalfInvoked():
+                transaction = model.transactions.setdefault(
+                    event.transaction, Transaction(event.transaction, event.producer, event.connection, event.at)
+                )
+                for message in event.messages:
+                    transaction.messages[str(message[0])] = message
+                    model.transaction_of[str(message[0])] = transaction
+            case HalfOk():
+                transaction = model.transactions[event.transaction]
+                transaction.prepared_at = min(transaction.prepared_at, event.at)
+                transaction.durable.update(event.messages)
+            case HalfRefused():
+                model.transactions[event.transaction].refused.update(event.messages)
+            case DecideInvoked():
+                self._decisions[event.call] = decision = Decision(event)
+                if (decided := model.transactions.get(event.transaction)) is not None:
+                    decided.decisions.append(decision)
+            case DecideOk():
+                self._decisions[event.call].outcome = "ok"
+                self._decisions[event.call].at = event.at
+            case DecideRefused():
+                self._decisions[event.call].outcome = event.code
+                self._decisions[event.call].at = event.at
+            case Asked():
+                if (asked := model.transactions.get(event.transaction)) is not None:
+                    asked.asked.append(event)
+            case LocalOutcome():
+                model.transactions[event.transaction].local = event.committed
+            case FinalTransaction():
+                if (listed := model.transactions.get(event.transaction)) is not None:
+                    listed.state = event.state
+            case Waiting():
+                model.waiting.append(event)
+            case _:
+                pass
+
+    def _call_of(self, transaction: Transaction, message: list[object]) -> Call:
+        """Return a transactional message as a message that was sent when it was committed."""
+        identity, topic, message_type, digest, deliver_limit = message
+        tried, done = transaction.tried("commit"), transaction.confirmed("commit")
+        at = tried[0].invoked.at if tried else transaction.invoked_at
+        producer = transaction.producer
+        invoked = PublishInvoked(
+            at, "", producer, str(identity), str(topic), str(message_type), str(digest), int(str(deliver_limit))
+        )
+        call = Call(invoked, durable=True, transactional=True)
+        taken = identity not in transaction.refused and (
+            identity in transaction.durable or identity == transaction.id or bool(transaction.local)
+        )
+        if taken and (done is not None or transaction.local):
+            call.outcome, call.at = "ok", at if done is None else done.at
+        elif not tried or transaction.confirmed("rollback") is not None or identity in transaction.refused:
+            call.outcome = "refused"
+        return call
 
     def _fold_delivery(self, event: Event) -> None:
         match event:
@@ -210,6 +347,9 @@ class _Builder:
         # What was read from a socket after the end of its broker had been sent before: lives come first.
         for deliveries in self.model.deliveries.values():
             deliveries.sort(key=lambda delivery: (delivery.life, delivery.event.at))
+        for transaction in self.model.transactions.values():
+            for message in transaction.messages.values():
+                self.model.calls[str(message[0])].append(self._call_of(transaction, message))
         return self.model
 
 

@@ -79,6 +79,7 @@ class BrokerProcess:
 
     folder: holds the store (`store/`) and the log (`broker.log`) of the process.
     arguments: more words of the command line. database: another store URL than that folder.
+    module: what Python runs; it must understand the command line of `kiteq`.
     ready: False for a broker that refuses plain clients; `start` then waits for the port only.
     """
 
@@ -89,6 +90,7 @@ class BrokerProcess:
         database: str | None = None,
         environment: dict[str, str] | None = None,
         ready: bool = True,
+        module: str = "kiteq",
     ) -> None:
         self.folder = folder
         self.host = "127.0.0.1"
@@ -98,6 +100,7 @@ class BrokerProcess:
         self._arguments = arguments
         self._environment = environment or {}
         self._ready = ready
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -124,7 +127,7 @@ class BrokerProcess:
         if self.is_running:
             raise BrokerFailed("the broker is running already")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KITEQ_")}
-        command = [sys.executable, "-m", "kiteq", "--bind", self.address, "--db", self.database, *self._arguments]
+        command = [sys.executable, "-m", self._module, "--bind", self.address, "--db", self.database, *self._arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
