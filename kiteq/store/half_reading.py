@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from kiteq.errors import KiteQError
+from kiteq.message import CRC_RESIDUE
 from kiteq.store.half_records import (
     COUNTER_KEY,
     CheckState,
@@ -145,10 +147,10 @@ def _windows(tables: Tables, below: int) -> Iterator[list[tuple[bytes, bytes]]]:
         below = start
 
 
-def rewritten(row: int, value: bytes, stays: Callable[[bytes, int], bool]) -> Row | None:
+def rewritten(row: int, value: bytes, stays: Callable[[bytes | None, int], bool]) -> Row | None:
     """Return a row of half messages with only some of its transactions; None when the row is damaged.
 
-    stays: whether a transaction does, by its id and handle.
+    stays: whether a transaction does, by its id, None when its first message is damaged, and its handle.
     """
     key = COUNTER_KEY.pack(row)
     try:
@@ -160,7 +162,7 @@ def rewritten(row: int, value: bytes, stays: Callable[[bytes, int], bool]) -> Ro
     sizes: list[int] = []
     blobs: list[bytes] = []
     for handle, (start, end) in zip(head.handles, pairwise((0, *accumulate(head.sizes))), strict=True):
-        if stays(raw[start][:16], handle):
+        if stays(raw[start][:16] if crc32(raw[start]) == CRC_RESIDUE else None, handle):
             handles.append(handle)
             sizes.append(end - start)
             blobs += raw[start:end]

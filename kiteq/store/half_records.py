@@ -222,11 +222,13 @@ def find_decision(key: bytes, value: bytes, transaction_id: bytes) -> tuple[Deci
 
 
 def pack_checks(state: CheckState) -> bytes:
-    """Return the value of a row of CHECKS."""
+    """Return the value of a row of CHECKS: a CRC-32, then the state in msgpack."""
     packed: bytes = msgpack.packb(list(state))
-    return packed
+    return crc32(packed).to_bytes(4, "big") + packed
 
 
 def parse_checks(value: bytes | None) -> CheckState:
-    """Return a row of CHECKS; of a transaction that was never asked about there is none."""
-    return CheckState(0, 0, 0, 0, []) if value is None else CheckState(*msgpack.unpackb(value))
+    """Return a row of CHECKS; there is none before the first question, and a damaged one counts as none."""
+    if value is None or crc32(value[4:]) != int.from_bytes(value[:4], "big") or len(value) <= 4:
+        return CheckState(0, 0, 0, 0, [])
+    return CheckState(*msgpack.unpackb(value[4:]))

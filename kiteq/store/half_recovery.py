@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from kiteq.errors import KiteQError
 from kiteq.store.half_records import COUNTER_KEY, first_ids, parse_checks, parse_decisions, parse_half_head
@@ -13,8 +14,8 @@ from kiteq.store.tables import Row, Table, Tables
 __all__ = ["RecoveredHalves", "clean_row", "recover_halves"]
 
 META_CLEAN: Final = b"half-clean"
-"""Two numbers: no row of HALF has a transaction that a row of DECISIONS before the first one decided; and
-no handle below the second one is given again."""
+"""Two numbers, and their CRC-32: no row of HALF has a transaction that a row of DECISIONS before the first one
+decided; and no handle below the second one is given again."""
 SCAN_BYTES: Final = 8 << 20
 END: Final = b"\xff" * 9
 
@@ -29,7 +30,17 @@ class RecoveredHalves(NamedTuple):
 
 def clean_row(halves: Halves) -> Row:
     """Return the row that tells how far the decided transactions are out of HALF."""
-    return (Table.META, META_CLEAN, b"%d %d" % (halves.clean_below, halves.next_handle))
+    numbers = b"%d %d" % (halves.clean_below, halves.next_handle)
+    return (Table.META, META_CLEAN, b"%b %d" % (numbers, crc32(numbers)))
+
+
+def _clean_numbers(value: bytes | None) -> tuple[int, int]:
+    """Return the numbers of that row. When it is damaged all decisions are looked at: slower, and as right."""
+    numbers, _, crc = (value or b"").rpartition(b" ")
+    if crc != b"%d" % crc32(numbers):
+        return 1, 1
+    clean_below, next_handle = map(int, numbers.split())
+    return clean_below, next_handle
 
 
 def recover_halves(tables: Tables, rows: list[Row]) -> RecoveredHalves:
@@ -68,13 +79,13 @@ def recover_halves(tables: Tables, rows: list[Row]) -> RecoveredHalves:
             )
             _restore_checks(halves, slots, by_handle, head.prepared_ms + head.check_ms, checks)
         start = page[-1][0] + b"\0"
-    _restore_parts(halves, parts, rows)
+    _restore_parts(halves, parts, decided, tables, rows)
     return RecoveredHalves(halves, checks, damaged)
 
 
 def _decided(tables: Tables, halves: Halves) -> set[int]:
     """Return the handles that may still stand in a row of HALF though they were decided."""
-    clean, next_handle = map(int, (tables.get(Table.META, META_CLEAN) or b"1 1").split())
+    clean, next_handle = _clean_numbers(tables.get(Table.META, META_CLEAN))
     decided: set[int] = set()
     number = clean - 1
     start = COUNTER_KEY.pack(clean)
@@ -116,20 +127,28 @@ def _restore_checks(
         halves.unknowns[slot] = min(state.unknowns, 255)
         if state.parked_ms:
             halves.park(slot)
-        checks.append((array("I", [slot]), state.next_ms))
-    if never_asked and checks and checks[-1][1] == first_ms:
+        checks.append((array("I", [slot]), state.next_ms or first_ms))
+    if never_asked and checks and checks[-1][1] == first_ms and not halves.asks[checks[-1][0][0]]:
         checks[-1][0].extend(never_asked)
     elif never_asked:
         checks.append((never_asked, first_ms))
 
 
-def _restore_parts(halves: Halves, parts: dict[int, list[int]], rows: list[Row]) -> None:
-    """Join messages that were added later to their transactions; those of decided ones go."""
+def _restore_parts(
+    halves: Halves, parts: dict[int, list[int]], decided: set[int], tables: Tables, rows: list[Row]
+) -> None:
+    """Join messages that were added later to their transactions; those of decided ones go.
+
+    The others belong to a row that is damaged, and are put into quarantine as that is.
+    """
     if not parts:
         return
     undecided = {halves.handle[slot] for slot in halves.slots() if halves.state[slot] != State.FREE}
     for handle, part_rows in parts.items():
         if handle in undecided:
             halves.parts[handle] = part_rows
-        else:
-            rows += [(Table.HALF, COUNTER_KEY.pack(row), None) for row in part_rows]
+            continue
+        for key in map(COUNTER_KEY.pack, part_rows):
+            if handle not in decided:
+                rows.append((Table.QUARANTINE, key, tables.get(Table.HALF, key)))
+            rows.append((Table.HALF, key, None))
