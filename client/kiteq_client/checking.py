@@ -112,10 +112,10 @@ class Checking:
         """Whether the checker is still to be told of a decision."""
         return bool(self._decided)
 
-    def ask(self, check: Check) -> bool:
+    def ask(self, check: Check, *, first: bool = False) -> bool:
         """Answer a check, now or when its turn comes; return False if it will not be.
 
-        One that is asked already is not asked twice.
+        One that is asked already is not asked twice. first: before those that wait already.
         """
         if self._check is None:
             if not self._warned:
@@ -130,7 +130,10 @@ class Checking:
         if check.id in self._asked or len(self._waiting) >= CHECKS_WAITING_MAX or self.stopping:
             return False
         self._asked.add(check.id)
-        self._waiting.append(check)
+        if first:
+            self._waiting.appendleft(check)
+        else:
+            self._waiting.append(check)
         self._ready.set()
         return True
 

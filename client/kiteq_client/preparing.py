@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from kiteq.errors import RemoteProtocolError, refusal
+from kiteq.errors import RemoteProtocolError, SendTimeout, refusal
 from kiteq.limits import PUBLISH_MESSAGES_MAX
 from kiteq.message import refuse_too_large
 from kiteq.remoting.packets import Enlist, Prepare, Prepared
@@ -34,14 +34,14 @@ class Preparation:
     """Messages of one transaction, and what the broker says to them.
 
     token: `BEGIN`, or of the transaction they are added to. body_bytes: of the largest body.
-    deadline, finish: as in a `Verdict`. broker: that it was given to. `sent` once a connection took it,
-    `ended` once it has an answer or nobody waits for it any more; then `error`, or else `handle` as the
-    broker gave it.
+    deadline, finish: as in a `Verdict`. broker: that it was given to. `sent` once a connection took it, and
+    `resent` once another did; `ended` once it has an answer or nobody waits for it any more; then `error`,
+    or else `handle` as the broker gave it.
     """
 
     __slots__ = (
         "blobs", "body_bytes", "broker", "check_after_ms", "deadline", "ended", "error", "finish", "handle", "id",
-        "sent", "size", "token",
+        "resent", "sent", "size", "token",
     )  # fmt: skip
 
     def __init__(
@@ -56,9 +56,14 @@ class Preparation:
         self.deadline = deadline
         self.broker: Broker | None = None
         self.finish: Callable[[], None] | None = None
-        self.sent = self.ended = False
+        self.sent = self.resent = self.ended = False
         self.handle = 0
         self.error: Exception | None = None
+
+    @property
+    def may_be_stored(self) -> bool:
+        """Whether the broker may have it: also when it refused a repetition."""
+        return self.sent and (self.error is None or self.resent or isinstance(self.error, SendTimeout))
 
     def give_up(self, error: Exception | None) -> None:
         """End it, well or with an error."""
@@ -198,4 +203,7 @@ class Preparing:
     def unanswered(self) -> list[Prepare | Enlist]:
         """Return what a new connection has to send again."""
         self.forget_given_up()
+        for frame in self._frames.values():
+            for part in frame.parts:
+                part.resent = True
         return [frame.packet for frame in self._frames.values()]

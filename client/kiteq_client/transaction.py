@@ -60,13 +60,13 @@ class Transaction:
     def __init__(
         self, transactions: Transactions, messages: Sequence[Message], check_after_ms: int, *, confirm: bool
     ) -> None:
+        self._half: Half | None = None
         self.id = messages[0].id
         self._transactions = transactions
         self._messages = messages
         self._check_after_ms = check_after_ms
         self._confirm = confirm
         self._outcome = Outcome.OPEN
-        self._half: Half | None = None
         self._verdict: Verdict | None = None
         self._hooks: list[Hook] = []
         self._deferred = False
@@ -77,6 +77,11 @@ class Transaction:
         if self._outcome is Outcome.PENDING and self._verdict is not None and self._verdict.answered:
             self._outcome = _outcome(self._verdict)
         return self._outcome
+
+    def __del__(self) -> None:
+        # Forgotten without being left, or deferred and never decided: the checks must not hear "running" for ever.
+        if self._half is not None and self._outcome is Outcome.OPEN:
+            self._transactions.let_go(self._half)
 
     def __repr__(self) -> str:
         return f"Transaction({self.id.hex()}, {self.outcome})"
@@ -108,6 +113,8 @@ class Transaction:
     async def _run_hooks(self) -> None:
         try:
             for hook in self._hooks:
+                if self._outcome is not Outcome.OPEN:
+                    break
                 result = hook()
                 if inspect.isawaitable(result):
                     await result

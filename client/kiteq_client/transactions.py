@@ -79,12 +79,12 @@ class Transactions:
         self._unplaced: deque[Preparation] = deque()
         self._preparing: dict[Preparation, None] = {}
         self._deciding: dict[Verdict, None] = {}
-        self._asking: dict[anyio.Event, None] = {}
+        self._asking: dict[anyio.Event, float] = {}
 
     @property
     def is_waiting(self) -> bool:
-        """Whether anybody waits, or a decision is not answered."""
-        return bool(self._preparing or self._deciding or self.pending)
+        """Whether anybody waits, a decision is not answered, or the checker is not told of one."""
+        return bool(self._preparing or self._deciding or self._asking or self.pending or self.checking.is_telling)
 
     @property
     def pending(self) -> int:
@@ -123,7 +123,7 @@ class Transactions:
                 await self._enlist(half, blobs, largest)
         except BaseException:
             self._halves.pop(key, None)
-            if first.sent and (first.error is None or isinstance(first.error, SendTimeout)):
+            if first.may_be_stored:
                 self._abandon(half, first)
             raise
         return half
@@ -288,17 +288,24 @@ class Transactions:
             broker.deciding.note(decision, token)
 
     async def ask_now(self, half: Half) -> Decision:
-        """Ask the check function about a transaction whose block was left by an exception."""
+        """Ask the check function about a transaction whose block was left by an exception.
+
+        Returns UNKNOWN if there is no answer within `timeout`; one that comes later is sent all the same.
+        """
         done = anyio.Event()
         answers: list[Decision] = []
 
         def answered(decision: Decision) -> None:
-            answers.append(decision)
-            done.set()
+            if done in self._asking:
+                answers.append(decision)
+                done.set()
+            elif decision in (Decision.COMMIT, Decision.ROLLBACK):
+                half.place.deciding.submit(Verdict(half.token, decision, half.name))
 
-        self._asking[done] = None
+        self._asking[done] = monotonic() + self.timeout
+        self._watched()
         try:
-            if self.checking.ask(Check(half.id, half.blob, 1, self.timeout, answered)):
+            if self.checking.ask(Check(half.id, half.blob, 1, self.timeout, answered), first=True):
                 await done.wait()
         finally:
             del self._asking[done]
@@ -324,6 +331,8 @@ class Transactions:
         for verdict in [one for one in self._deciding if one.deadline <= now]:
             if verdict.finish is not None:
                 verdict.finish()
+        for done in [one for one, deadline in self._asking.items() if deadline <= now]:
+            done.set()
         for broker in self.brokers:
             broker.deciding.retry(now)
             if broker.session is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -64,6 +65,22 @@ async def test_while_a_block_is_open_or_deferred_the_client_answers_running_itse
         await until(lambda: ledger.committed == {tx.id})
         checks = client.statistics().checks
         assert checks == {"running": 2, "commit": 1, "rollback": 0, "unknown": 0}
+
+
+@both_loops
+async def test_a_transaction_that_is_forgotten_is_not_running_for_ever() -> None:
+    ledger = Ledger()
+    async with (
+        peer(ledger.script) as address,
+        Client(address, group="g", topics=["trade"], on_check=answering(Decision.ROLLBACK)) as client,
+    ):
+        async with client.transaction(message()) as tx:
+            tx.defer()
+        key = tx.id
+        del tx
+        gc.collect()
+        await ledger.ask(key)
+        await until(lambda: ledger.rolled_back == {key})
 
 
 @both_loops

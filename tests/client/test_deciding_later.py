@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
@@ -68,6 +69,7 @@ async def test_hooks_run_before_the_decision_and_can_prevent_it() -> None:
                 raise ZeroDivisionError
         async with client.transaction(message()) as tx:
             tx.on_leave(tx.rollback)
+            tx.on_leave(fail)
         assert tx.outcome is Outcome.ROLLED_BACK
         assert kept.id in ledger.open
 
@@ -183,6 +185,7 @@ async def test_a_checker_hears_of_every_decision_on_disk() -> None:
             return Decision.UNKNOWN
 
         async def decided(self, transaction_id: bytes, decision: Decision) -> None:
+            await anyio.sleep(0.01)
             heard.append((transaction_id, decision))
             if len(heard) == 1:
                 raise OwnError("the table is locked")

@@ -15,7 +15,7 @@ from kiteq.remoting.packets import (
     Decide,
 )
 from kiteq_client import Client, Decision, Message, Outcome, Received
-from tests.client.ledger import Ledger, hurried, warnings
+from tests.client.ledger import Ledger, hurried, until, warnings
 from tests.client.peer import both_loops, peer
 
 
@@ -146,6 +146,36 @@ async def test_a_check_that_fails_or_hangs_does_not_replace_the_exception() -> N
             assert caught.value.__context__ is None
             assert tx.outcome is Outcome.UNKNOWN
     assert calls == 2
+
+
+@both_loops
+async def test_the_question_at_once_does_not_wait_for_other_checks() -> None:
+    ledger = Ledger()
+    release = anyio.Event()
+    running = 0
+
+    async def check(_received: Received) -> Decision:
+        nonlocal running
+        running += 1
+        await release.wait()
+        return Decision.COMMIT
+
+    async with (
+        peer(ledger.script) as address,
+        Client(address, group="g", topics=["trade"], on_check=check, timeout=1) as client,
+    ):
+        others = [(await client.prepare(message())).id for _ in range(17)]
+        await ledger.ask(*others)
+        await until(lambda: running == 16)
+        tx = client.transaction(message())
+        with ExitStack() as hurry, pytest.raises(OwnError):
+            async with tx:
+                hurry.enter_context(hurried(client))
+                raise OwnError
+        assert tx.outcome is Outcome.UNKNOWN
+        release.set()
+        await until(lambda: ledger.committed == {tx.id, *others})
+        assert client.statistics().checks["commit"] == 17
 
 
 @both_loops

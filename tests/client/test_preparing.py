@@ -147,6 +147,23 @@ async def test_an_unanswered_prepare_is_sent_again_byte_for_byte_after_a_reconne
 
 
 @both_loops
+async def test_what_is_refused_when_it_is_sent_again_may_be_stored_and_is_rolled_back() -> None:
+    ledger = Ledger()
+
+    async def drop(connection: Connection) -> None:
+        await connection.accept()
+        ledger.answer(await connection.expect(Prepare))
+        ledger.refuse = lambda packet: ("store_full", True) if is_prepare(packet) else None
+
+    one = message()
+    async with peer(drop, ledger.script) as address, Client(address, group="g", topics=["trade"]) as client:
+        with pytest.raises(Refused, match="store_full"):
+            async with client.transaction(one):
+                raise AssertionError
+        await until(lambda: ledger.rolled_back == {one.id})
+
+
+@both_loops
 async def test_another_broker_at_the_address_does_not_get_what_one_did_not_answer() -> None:
     other = Ledger("b2")
 
