@@ -1,4 +1,4 @@
-"""Every Python snippet of README.md and doc/client.md, run against a real broker.
+"""Every Python snippet of README.md and the pages about the client, run against a real broker.
 
 A snippet that names 127.0.0.1:13800 gets the address of a broker of its own. `await` at the top level
 is allowed, as in `python -m asyncio`. An HTML comment right above the fence changes how it is run:
@@ -26,7 +26,7 @@ import pytest
 from tests.support.broker import BrokerProcess
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-DOCUMENTS: Final = ("README.md", "doc/client.md")
+DOCUMENTS: Final = ("README.md", "doc/client.md", "doc/blocking.md")
 DOCUMENTED_ADDRESS: Final = "127.0.0.1:13800"
 RUN_SECONDS_MAX: Final = 30.0
 
