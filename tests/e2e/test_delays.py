@@ -18,7 +18,7 @@ from kiteq.message import FLAG_FLY, Message
 from kiteq.remoting import packets
 from kiteq.store.delayed import KEYS_END
 from kiteq.store.tables import Table
-from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
+from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, connect, numbered, running
 from tests.support.broker import BrokerProcess
 
 DAY_SECONDS = 86_400
@@ -299,29 +299,3 @@ async def test_a_damaged_row_goes_to_quarantine_and_its_neighbours_come(folder: 
         assert [key for key, _ in rows_in(broker, Table.QUARANTINE)] == keys[:2]
         assert (await consumer.admin("stat"))["damaged_records"] == 2
         assert rows_in(broker) == []
-
-
-async def test_messages_that_fill_the_store_leave_it_when_they_are_due(clock: JumpingClock) -> None:
-    async with running("memory://", clock, store_limit=2_000_000) as broker:
-        producer = await connect(broker, "p")
-        consumer = await connect(broker, "g", fanout("t"), window=10_000)
-        stored = 0
-        with pytest.raises(Refused) as refused:
-            for number in range(100):
-                await producer.publish(numbered(1, start=number, delay=60, properties={"filler": "x" * 50_000}))
-                stored += 1
-        assert (refused.value.code, refused.value.temporary) == ("store_full", True)
-        assert len(rows_in(broker)) == stored > 5
-        with pytest.raises(Refused, match="store_full"):
-            await producer.publish(numbered(1, start=200, properties={"filler": "x" * 50_000}))
-        clock.advance(61)
-        taken = await consumer.take(stored)
-        assert [one.number for one in taken] == list(range(stored))
-        await consumer.ack(taken)
-        with trio.fail_after(PATIENCE_SECONDS):
-            while True:
-                try:
-                    await producer.publish(numbered(1, start=300, delay=1))
-                    return
-                except Refused:
-                    await trio.sleep(0.1)
