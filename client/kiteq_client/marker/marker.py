@@ -36,7 +36,7 @@ TOMBSTONE_AGE: Final = timedelta(days=7)
 """The longest local transaction: a tombstone must outlive every transaction that might still insert a marker."""
 FORGET_SECONDS: Final = 1.0
 FORGET_IDS_MAX: Final = 100
-"""Decided markers are deleted in one statement, when so many wait or the last time is so long ago."""
+"""Decided markers are deleted in one transaction, when so many wait or the last time is so long ago."""
 DECIDED_IDS_MAX: Final = 10_000
 """Decided markers that wait for a database that fails; others are left over."""
 
