@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 import msgpack
@@ -20,11 +21,19 @@ __all__ = ["Decoder", "encode_packet"]
 LENGTH_BYTES: Final = 4
 MAP_ITEMS_MAX: Final = 4_096
 
-_packer = msgpack.Packer(autoreset=True)
+
+class _Packer(threading.local):
+    """A packer for each thread: a program may run an async client beside the thread of the blocking ones."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(autoreset=True).pack
+
+
+_packer = _Packer()
 
 
 def encode_packet(packet: Packet) -> bytes:
-    """Return the frame of a packet. Call it from one thread only: the packer is shared."""
+    """Return the frame of a packet."""
     body: bytes = _packer.pack([TYPE_NUMBERS[type(packet)], *packet])
     if len(body) >= 1 << 32:
         raise LocalProtocolError(f"a {type(packet).__name__} of {len(body)} bytes does not fit a frame")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from kiteq_client import Message
+from kiteq_client import Decision, Message, Received, fanout
 from kiteq_client.blocking import Client
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -115,3 +115,35 @@ def started(program: str, place: Place) -> Iterator[subprocess.Popen[str]]:
         finally:
             watchdog.cancel()
             process.kill()
+
+
+class OwnError(Exception):
+    pass
+
+
+def texts(client: Client, place: Place) -> list[str]:
+    """Return what is delivered of what was sent before this call."""
+    client.send(place.message("mark"))
+    found: list[str] = []
+    for delivery in client.deliveries():
+        delivery.ack()
+        if delivery.text == "mark":
+            break
+        found.append(delivery.text)
+    return found
+
+
+def opened(place: Place, **arguments: object) -> Client:
+    return place.client(topics=[place.topic], bindings=[fanout(place.topic)], **arguments)
+
+
+class Checks:
+    """A check function that answers as told and keeps who was asked for."""
+
+    def __init__(self, answer: Decision) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def __call__(self, message: Received) -> Decision:
+        self.asked.append(message.text)
+        return self.answer

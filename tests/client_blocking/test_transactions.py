@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from kiteq_client import (
-    ClientClosed,
     Decision,
     Message,
     Outcome,
     Received,
-    SendTimeout,
     TransactionConflict,
     UnknownTransaction,
-    fanout,
 )
 from kiteq_client.blocking import Client, Handlers
-from tests.client_blocking.parts import Place, Running, run_program, started, until
-from tests.support.broker import BrokerProcess
-
-
-class OwnError(Exception):
-    pass
-
-
-def texts(client: Client, place: Place) -> list[str]:
-    """Return what is delivered of what was sent before this call."""
-    client.send(place.message("mark"))
-    found: list[str] = []
-    for delivery in client.deliveries():
-        delivery.ack()
-        if delivery.text == "mark":
-            break
-        found.append(delivery.text)
-    return found
-
-
-def opened(place: Place, **arguments: object) -> Client:
-    return place.client(topics=[place.topic], bindings=[fanout(place.topic)], **arguments)
-
-
-class Checks:
-    """A check function that answers as told and keeps who was asked for."""
-
-    def __init__(self, answer: Decision) -> None:
-        self.answer = answer
-        self.asked: list[str] = []
-
-    def __call__(self, message: Received) -> Decision:
-        self.asked.append(message.text)
-        return self.answer
+from tests.client_blocking.parts import Checks, OwnError, Place, Running, opened, texts, until
 
 
 def test_leaving_commits_all_messages(place: Place) -> None:
@@ -112,17 +72,6 @@ def test_an_exception_passes_unchanged_and_the_check_decides(
         assert texts(client, place) == delivered
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), asyncio.CancelledError()])
-def test_what_ends_the_program_asks_nothing(place: Place, error: BaseException) -> None:
-    checks = Checks(Decision.COMMIT)
-    with opened(place, on_check=checks) as client:
-        with pytest.raises(type(error)) as caught, client.transaction(place.message("half")) as tx:
-            raise error
-        assert caught.value is error
-        assert (tx.outcome, checks.asked) == (Outcome.UNKNOWN, [])
-        assert client.send(place.message()).durable
-
-
 def test_hooks_run_in_the_thread_that_leaves_before_the_decision(place: Place) -> None:
     seen: list[tuple[str, Outcome, int]] = []
     with opened(place) as client:
@@ -145,26 +94,6 @@ def test_a_hook_may_roll_back(place: Place) -> None:
         with client.transaction(place.message("half")) as tx:
             tx.on_leave(tx.rollback)
         assert tx.outcome is Outcome.ROLLED_BACK
-        assert texts(client, place) == []
-
-
-def test_the_error_of_a_hook_leaves_and_nothing_is_decided(place: Place) -> None:
-    error = OwnError()
-
-    def fail() -> None:
-        raise error
-
-    async def work() -> None:
-        raise AssertionError
-
-    with opened(place) as client:
-        with pytest.raises(OwnError) as caught, client.transaction(place.message("half")) as tx:
-            tx.on_leave(fail)
-        assert caught.value is error
-        assert tx.outcome is Outcome.UNKNOWN
-        with pytest.raises(TypeError, match="coroutine"), client.transaction(place.message("half")) as tx:
-            tx.on_leave(work)
-        assert tx.outcome is Outcome.UNKNOWN
         assert texts(client, place) == []
 
 
@@ -316,110 +245,3 @@ def test_many_threads_each_with_their_own_transaction(place: Place) -> None:
         assert sorted(texts(client, place)) == [
             f"{thread} {number}" for thread in range(8) for number in range(0, 10, 2)
         ]
-
-
-def test_the_block_of_a_closed_client_does_not_run(place: Place) -> None:
-    client = opened(place)
-    client.close()
-    with pytest.raises(ClientClosed), client.transaction(place.message()):
-        pytest.fail("the block ran")
-
-
-def test_closing_inside_the_block_leaves_the_decision_to_the_checks(place: Place) -> None:
-    client = opened(place)
-    with (
-        pytest.raises(ClientClosed, match="your local transaction stands"),
-        client.transaction(place.message("half")) as tx,
-    ):
-        client.close()
-    assert tx.outcome is Outcome.UNKNOWN
-    client = opened(place)
-    with pytest.raises(OwnError), client.transaction(place.message("half")) as tx:
-        client.close()
-        raise OwnError
-    assert tx.outcome is Outcome.UNKNOWN
-
-
-def test_after_a_fork_only_the_parent_decides(place: Place) -> None:
-    program = """
-        client = blocking.Client(address, group=group, topics=[topic], bindings=[fanout(topic)])
-        pid = None
-        try:
-            with client.transaction(message("half")) as tx:
-                pid = os.fork()
-        except RuntimeError as error:
-            assert pid == 0
-            print(str(error).replace(str(os.getppid()), "PARENT"))
-            sys.stdout.flush()
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        print(tx.outcome)
-
-        with client.transaction(message("half")) as tx:
-            pid = os.fork()
-            if pid == 0:
-                sys.exit(3)  # an exception in the block, in the child
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
-        print(tx.outcome)
-    """
-    assert run_program(program, place) == [
-        "committed",
-        "committed",
-        "this transaction was begun by process PARENT, and only that decides it",
-    ]
-
-
-@pytest.mark.slow
-def test_a_commit_without_an_answer_is_pending_and_sent_again(place: Place, tmp_path: Path) -> None:
-    with BrokerProcess(tmp_path) as broker:
-        client = Client(broker.address, group="g", topics=["trade"], timeout=0.5)
-        with client.transaction(Message("trade", "pay")) as tx:
-            broker.kill()
-        assert tx.outcome is Outcome.PENDING
-        broker.start()
-        until(lambda: tx.outcome is Outcome.COMMITTED)
-        client.close()
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_a_commit_leaves_it_pending(place: Place, tmp_path: Path) -> None:
-    with BrokerProcess(tmp_path) as broker:
-        program = """
-            def interrupt():
-                while client.statistics().pending_decisions == 0:
-                    pass
-                os.kill(os.getpid(), signal.SIGINT)
-
-            client = blocking.Client(address, group=group, topics=[topic], timeout=20)
-            try:
-                with client.transaction(message()) as tx:
-                    threading.Thread(target=interrupt).start()
-                    print("ready")
-                    sys.stdin.readline()
-            except KeyboardInterrupt:
-                print(tx.outcome)
-                sys.stdin.readline()
-                while tx.outcome is Outcome.PENDING:
-                    time.sleep(0.01)
-                print(tx.outcome)
-        """
-        with started(program, Place(broker.address, "trade", "g")) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            broker.kill()
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            assert process.stdout.readline() == "pending\n"
-            broker.start()
-            assert process.communicate("go\n", timeout=20) == ("committed\n", "")
-
-
-def test_a_prepare_without_an_answer_raises_and_the_block_does_not_run(tmp_path: Path) -> None:
-    with BrokerProcess(tmp_path) as broker, Client(broker.address, group="g", topics=["trade"], timeout=0.3) as client:
-        client.send(Message("trade", "pay"))
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(SendTimeout, match="not begun"), client.transaction(Message("trade", "pay")):
-                pytest.fail("the block ran")
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
