@@ -246,6 +246,7 @@ async def _take_out(core: Core, key: bytes, message_id: bytes, group: str | None
 
     submission = Submission(done)
     submission.rows += taken.rows
+    submission.moves = True
     core.store.writer.submit(submission)
     await finished.wait()
     if outcome[0] is not None:

@@ -11,6 +11,7 @@ from kiteq.binding.bindings import fanout
 from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.remoting import packets
+from kiteq.store.tables import Table
 from tests.e2e.test_delays import rows_in, wait_delayed
 from tests.e2e.test_settling import HeldTables
 from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, Refused, connect, numbered, running
@@ -96,6 +97,17 @@ async def test_the_next_one_is_waited_for_when_the_first_is_cancelled(server: Br
     assert (await wait_delayed(producer, 1))["next_due_ms"] >= next_ms
     await producer.publish(numbered(1, start=5, delay=0.02))
     assert [one.number for one in await consumer.take(1)] == [5]
+
+
+async def test_what_is_damaged_cannot_be_cancelled_and_is_left_for_quarantine(
+    server: Broker, producer: RawClient
+) -> None:
+    (message,) = numbered(1, delay=60)
+    await producer.publish([message])
+    ((key, value),) = rows_in(server)
+    server.core.store.tables.apply([(Table.DELAYED, key, value[:10] + b"?" + value[11:])])
+    assert (await refusal_of(producer, id=message.id.hex()))[0] == "unknown_message"
+    assert len(rows_in(server)) == 1
 
 
 async def test_what_is_on_its_way_into_the_log_cannot_be_cancelled_any_more(

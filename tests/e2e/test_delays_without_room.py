@@ -18,7 +18,7 @@ from tests.e2e.wire import PATIENCE_SECONDS, JumpingClock, RawClient, Refused, c
 
 
 class FullTables:
-    """A disk without room for messages that are moved, until a test says so."""
+    """A disk without room for messages of the log and rows of those that wait, until a test says so."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -26,7 +26,7 @@ class FullTables:
         self.refused = 0
 
     def apply(self, rows: list[Row]) -> None:
-        if self.full and any(table is Table.LOG and value is not None for table, _, value in rows):
+        if self.full and any(table in (Table.LOG, Table.DELAYED) and value is not None for table, _, value in rows):
             self.refused += 1
             raise StoreFull("no room")
         self.tables.apply(rows)
@@ -79,6 +79,23 @@ async def test_what_finds_no_room_is_moved_later_and_acks_go_on(
     assert [(one.number, one.attempt) for one in await consumer.take(2)] == [(2, 1), (3, 1)]
     await wait_delayed(producer, 0)
     await consumer.take_nothing(0.05)
+
+
+async def test_a_cancellation_that_finds_no_room_is_refused_and_may_be_tried_again(
+    server: Broker, producer: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = numbered(2, delay=60)
+    await producer.publish([one, other])
+    writer = server.core.store.writer
+    full = FullTables(writer._tables)
+    monkeypatch.setattr(writer, "_tables", full)
+    with pytest.raises(Refused) as refused:
+        await producer.admin("msg.cancel", id=one.id.hex())
+    assert (refused.value.code, refused.value.temporary) == ("store_full", True)
+    full.full = False
+    assert await producer.admin("msg.cancel", id=one.id.hex()) == {"cancelled": 1}
+    assert await producer.admin("msg.cancel", id=other.id.hex()) == {"cancelled": 1}
+    assert rows_in(server) == []
 
 
 async def test_a_groups_quota_refuses_new_delayed_messages_and_lets_due_ones_come(

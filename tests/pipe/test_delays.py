@@ -67,3 +67,19 @@ def test_numbers_are_not_given_again_after_a_restart() -> None:
     keys += [after.save("g", {5: [blob]}, 1).rows[0][1] for _ in range(2)]
     assert keys == sorted(set(keys))
     assert [after.is_new(key) for key in keys] == [False, False, True, True]
+
+
+def test_what_is_removed_before_it_was_counted_is_not_taken_from_the_count() -> None:
+    blob = Message("t", "a").encoded()
+    old_first, old_second = (row[1] for row in Delays(epoch=7).save("g", {5: [blob], 6: [blob]}, 1).rows)
+    delays = Delays(epoch=8)
+    saved = delays.save("g", {7: [blob, blob]}, 1)
+    delays.stored(saved)
+    assert (delays.messages, delays.size, delays.next_ms) == (2, saved.size, 7)
+    delays.counted_to = old_first
+    delays.messages, delays.size = delays.messages + 1, delays.size + 100
+    delays.removed(old_second, 1, 100)
+    assert delays.messages == 3
+    delays.removed(old_first, 1, 100)
+    delays.removed(saved.rows[0][1], 2, saved.size)
+    assert (delays.messages, delays.size) == (0, 0)
