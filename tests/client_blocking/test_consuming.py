@@ -314,3 +314,36 @@ def test_iterating_survives_an_interrupt_without_losing_a_message(place: Place) 
     """
     with started(program, place) as process:
         assert process.communicate(timeout=20) == ("after\n", "")
+
+
+def test_what_an_interrupted_call_took_is_given_out_next_or_goes_back(place: Place) -> None:
+    with place.client(bindings=[fanout(place.topic)]) as client:
+        client.send_many([place.message("one"), place.message("two")])
+        deliveries = client.deliveries()
+        deliveries._portal.call(deliveries._take)  # as if the interrupt came before its result was there
+        delivery = next(deliveries)
+        assert delivery.text == "one"
+        delivery.ack()
+        deliveries._portal.call(deliveries._take)
+        deliveries.close()
+        again = next(iter(client.deliveries()))
+        assert (again.text, again.attempt) == ("two", 2)
+
+
+def test_a_handler_that_ends_after_the_client_left_ends_its_thread(place: Place) -> None:
+    over = threading.Event()
+    got: list[str] = []
+
+    def handle(message: Received) -> None:
+        got.append(message.text)
+        over.wait()
+
+    with place.client() as other:  # keeps the event loop thread
+        with place.client(bindings=[fanout(place.topic)], on_message=handle, handler_timeout=0.2) as client:
+            client.send(place.message("slow"))
+            until(lambda: client.statistics().nacked > 0)
+            client.unsubscribe(fanout(place.topic))
+        over.set()
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("kiteq-handler")])
+        assert other.send(place.message()).durable
+    assert set(got) == {"slow"}

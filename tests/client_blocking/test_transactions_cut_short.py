@@ -157,3 +157,15 @@ def test_a_prepare_without_an_answer_raises_and_the_block_does_not_run(tmp_path:
                 pytest.fail("the block ran")
         finally:
             os.kill(broker.pid, signal.SIGCONT)
+
+
+def test_an_interrupt_between_the_beginning_and_the_block_leaves_it_to_the_checks(place: Place) -> None:
+    with opened(place) as client:
+        early = client.transaction(place.message("half"))
+        early._dropped = True  # as if the interrupt came while the broker was asked
+        early.__enter__()
+        late = client.transaction(place.message("half")).__enter__()
+        assert late._portal is not None
+        late._portal.call_plain(late._drop)
+        assert (early.outcome, late.outcome) == (Outcome.UNKNOWN, Outcome.UNKNOWN)
+        assert texts(client, place) == []
