@@ -194,6 +194,7 @@ class Transactions:
             batch.delayed = save_delayed(core, self._halves.tally(taken.slots[0]).name, by_due, now_ms)
         batch.rows = self._decision_rows(request, taken)
         batch.done = lambda error: self._finish(request, taken, waits, error)
+        batch.moves = True
         core.place(batch)
 
     def _uniform(self, blobs: list[bytes]) -> Frame | None:

@@ -239,3 +239,23 @@ async def test_a_commit_long_after_the_prepare_reads_the_disk(
             await producer.prepare(messages[start : start + 100])
         assert await producer.commit(*[message.id for message in messages]) == []
         assert [delivery.number for delivery in await consumer.take(300)] == list(range(300))
+
+
+async def test_a_store_that_takes_no_messages_any_more_takes_commits(folder: Path) -> None:
+    async with running(folder, store_limit=16 << 20) as broker:
+        producer = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        prepared: list[Message] = []
+        with pytest.raises(Refused) as refused:  # noqa: PT012 the last of many is refused
+            while True:
+                messages = [Message("t", "a", bytes(100_000)) for _ in range(8)]
+                await producer.prepare(messages)
+                prepared += messages
+        assert (refused.value.code, refused.value.temporary) == ("store_full", True)
+        assert len(prepared) > 16
+        assert await producer.commit(prepared[0].id) == []
+        assert await producer.roll_back(*[message.id for message in prepared[1:]]) == []
+        [delivery] = await consumer.take(1)
+        assert delivery.blob == prepared[0].encoded()
+        await consumer.ack([delivery])
+        assert (await producer.prepare([messages[0]])).exceptions == []
