@@ -110,7 +110,7 @@ class AlchemyOwn:
 def _detach(connection: Connection) -> DbApiExecutor:
     """Take a connection out of its pool: what is set on it stays ours, and nobody waits for it."""
     connection.detach()
-    connection.execution_options(isolation_level="AUTOCOMMIT")
+    connection.dialect.set_isolation_level(connection.connection.dbapi_connection, "AUTOCOMMIT")  # type: ignore[arg-type]  # it is connected
     # The driver's connection, because listeners of the engine may begin transactions of their own.
     return _Detached(connection)
 
@@ -193,4 +193,13 @@ async def _close(connection: AsyncConnection) -> None:
     # Also while being cancelled: an open transaction would hold its row until the server notices.
     with anyio.CancelScope(shield=True):
         with suppress(Exception):  # it failed before, and is dropped either way
+            await connection.run_sync(_close_driver)
             await connection.close()
+
+
+def _close_driver(connection: Connection) -> None:
+    # Of some async drivers SQLAlchemy does not close what was detached.
+    raw = connection.connection.dbapi_connection
+    connection.invalidate()
+    if raw is not None:
+        raw.close()
