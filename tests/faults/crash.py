@@ -112,7 +112,7 @@ class Crash:
         self.broker = BrokerProcess(folder, environment=environment, module="tests.faults.crashing_broker")
         self.producer = _Producer(folder, self.broker.address)
         self._history = history
-        self._seen: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self.seen: dict[str, set[str]] = {group: set() for group in GROUPS}
         self._taking: trio.Nursery | None = None
 
     # --- processes --------------------------------------------------------------------------------
@@ -171,9 +171,13 @@ class Crash:
             await self.look()
             self.producer.start()
 
+    async def inspector(self) -> DriverConnection:
+        """Return a connection for questions about the broker."""
+        return await open_connection(self.broker.port, "inspector", self._history)
+
     async def look(self) -> None:
         """Note what the broker counts as waiting."""
-        inspector = await open_connection(self.broker.port, "inspector", self._history)
+        inspector = await self.inspector()
         for row in await inspector.admin("group.list"):
             waiting = row["pending"] + row["in_flight"] + row["retrying"] + row["dead"]
             self._history.write(Waiting(time.monotonic(), row["group"], row["topic"], waiting))
@@ -198,7 +202,7 @@ class Crash:
     async def agree(self) -> bool:
         """Wait until nothing is undecided and nothing waits; return whether that came in time."""
         deadline = time.monotonic() + AGREED_SECONDS_MAX
-        inspector = await open_connection(self.broker.port, "inspector", self._history)
+        inspector = await self.inspector()
         agreed_at = 0.0
         while (now := time.monotonic()) < deadline and (not agreed_at or now < agreed_at + QUIET_SECONDS):
             groups = await inspector.admin("group.list")
@@ -213,7 +217,7 @@ class Crash:
         """Note how everything ended."""
         agreed = await self.agree()
         await trio.to_thread.run_sync(self.producer.close)
-        inspector = await open_connection(self.broker.port, "inspector", self._history)
+        inspector = await self.inspector()
         rows = business_rows(self.folder)
         for identity in self.begun():
             self._history.write(LocalOutcome(time.monotonic(), identity, identity in rows))
@@ -236,7 +240,7 @@ class Crash:
             await connection.credit(100)
             while True:
                 arrived = await connection.receive()
-                self._seen[connection.group].update(arrival.id for arrival in arrived)
+                self.seen[connection.group].update(arrival.id for arrival in arrived)
                 with trio.CancelScope(shield=True):
                     if arrived:
                         await connection.ack([arrival.tag for arrival in arrived])

@@ -62,7 +62,7 @@ class Round(NamedTuple):
     commit: bool
     silent: bool = False
     unsure: bool = False
-    check_after: float = 2.0
+    check_after: float = 0.5
 
 
 def _database(folder: Path, shape: str) -> sqlite3.Connection:

@@ -45,10 +45,12 @@ from kiteq.remoting.packets import (
     Settled,
     Welcome,
 )
+from tests.faults.half_driver import Transacting
 from tests.faults.history import (
     Bound,
     Delivered,
     Ended,
+    Event,
     Extended,
     History,
     Opened,
@@ -100,6 +102,7 @@ async def open_connection(
     except OSError as error:
         raise Lost(str(error)) from error
     connection = DriverConnection(stream, f"{group}-{next(_connections)}", group, history)
+    connection.topics = list(topics)
     if noted:
         history.write(Bound(time.monotonic(), group, noted, False))
     wire = [to_wire(binding) for binding in bindings]
@@ -132,14 +135,24 @@ class DriverConnection:
         self.receipts: dict[str, PublishOk | PublishRefused] = {}
         """By call, for the owner to look at."""
         self.stale: set[int] = set()
+        self.topics: list[str] = []
+        self.transacting = Transacting(self)
         self.open = False
         self.left = False
         """The broker said goodbye."""
 
     @property
     def unanswered(self) -> int:
-        """Publish, ack and nack frames without an answer."""
-        return len(self._publishing) + len(self._settling)
+        """Frames without an answer, but for administrative ones."""
+        return len(self._publishing) + len(self._settling) + self.transacting.unanswered
+
+    def next_request(self) -> int:
+        """Return a number for a request."""
+        return next(self._requests)
+
+    def note(self, event: Event) -> None:
+        """Write an event to the history."""
+        self._history.write(event)
 
     # --- the wire -----------------------------------------------------------------------------
 
@@ -158,10 +171,11 @@ class DriverConnection:
         if not isinstance(packets[0], Welcome):
             raise Lost(f"not welcomed: {packets[0]}")
         self.open = True
-        self._history.write(Opened(time.monotonic(), self.name, self.group))
+        self._history.write(Opened(time.monotonic(), self.name, self.group, self.topics))
         await self._take_all(packets[1:])
 
-    async def _send(self, packet: Packet) -> None:
+    async def transmit(self, packet: Packet) -> None:
+        """Send a packet."""
         if not self.open:
             raise Lost("ended before")
         try:
@@ -197,9 +211,11 @@ class DriverConnection:
         with trio.CancelScope(shield=True):  # half a frame would break the connection
             for packet in packets:
                 if isinstance(packet, Ping):
-                    await self._send(Pong(packet.request))
+                    await self.transmit(Pong(packet.request))
 
     def _take(self, packet: Packet, now: float) -> None:
+        if self.transacting.take(packet, now):
+            return
         match packet:
             case Deliver():
                 self._take_deliver(packet, now)
@@ -268,7 +284,7 @@ class DriverConnection:
                 )
             )  # fmt: skip
         self._publishing[request] = calls
-        await self._send(Publish(request, [message.encoded() for message in messages]))
+        await self.transmit(Publish(request, [message.encoded() for message in messages]))
         return calls
 
     async def ack(self, tags: Sequence[int]) -> None:
@@ -280,12 +296,12 @@ class DriverConnection:
                 ranges[-1] = tag
             else:
                 ranges += (tag, tag)
-        await self._send(Ack(request, ranges))
+        await self.transmit(Ack(request, ranges))
 
     async def nack(self, tags: Sequence[int], how: int = NACK_FAILED, after_ms: int | None = None) -> None:
         """Refuse deliveries in one frame."""
         self._note_settling(request := next(self._requests), tags, HOW[how])
-        await self._send(Nack(request, [[tag, how, after_ms, "the test says so"] for tag in tags]))
+        await self.transmit(Nack(request, [[tag, how, after_ms, "the test says so"] for tag in tags]))
 
     def _note_settling(self, request: int, tags: Sequence[int], how: str) -> None:
         now = time.monotonic()
@@ -296,11 +312,11 @@ class DriverConnection:
         """Ask for more time for deliveries."""
         now = time.monotonic()
         self._history.write(*(Extended(now, self.name, tag) for tag in tags))
-        await self._send(Extend(next(self._requests), [bound for tag in sorted(tags) for bound in (tag, tag)]))
+        await self.transmit(Extend(next(self._requests), [bound for tag in sorted(tags) for bound in (tag, tag)]))
 
     async def credit(self, window: int) -> None:
         """Say how many deliveries this connection holds at most."""
-        await self._send(Credit(next(self._requests), window))
+        await self.transmit(Credit(next(self._requests), window))
 
     async def answered(self, timeout: float = ANSWER_SECONDS_MAX) -> None:
         """Wait until everything sent has its answer; messages that come meanwhile are kept for `receive`."""
@@ -317,7 +333,7 @@ class DriverConnection:
     async def admin(self, verb: str, **arguments: object) -> Any:
         """Return the result of an administrative request."""
         request = next(self._requests)
-        await self._send(Admin(request, verb, arguments))
+        await self.transmit(Admin(request, verb, arguments))
         kept: list[Arrival] = []
         with trio.fail_after(ANSWER_SECONDS_MAX):
             while request not in self._answers:
@@ -355,3 +371,4 @@ class DriverConnection:
             self._history.write(*(PublishUnknown(now, call) for call in calls))
         self._publishing.clear()
         self._settling.clear()
+        self.transacting.forget()

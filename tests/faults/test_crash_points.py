@@ -1,25 +1,29 @@
 """Every named step of a transaction, and who dies there: the broker, the producer, or both.
 
-In each case five transactions of different shapes are on their way at once (see `crashing_producer.SHAPES`), first
-such as end in a commit, then such as end in a rollback. Then everything is started again, and must agree: the
-business row is there if, and only if, every message was delivered to every group.
+In each case five transactions of different shapes are on their way at once (see `crashing_producer.SHAPES`), such as
+end in a commit, or such as end in a rollback. Then everything is started again, and must agree: the business
+row is there if, and only if, every message was delivered to every group. Each test is one step with all victims
+and both ends, one after the other on the same store.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from random import Random, SystemRandom
 from typing import Final, NamedTuple
 
 import pytest
+import trio
 
-from tests.faults.crash import crashing
-from tests.faults.crashing_producer import Round
+from tests.faults.crash import Crash, crashing
+from tests.faults.crashing_producer import SHAPES, Round
 from tests.faults.trap import BROKER, PRODUCER, set_trap
 
 pytestmark = pytest.mark.slow
 
 VICTIMS: Final = ((BROKER,), (PRODUCER,), (BROKER, PRODUCER))
-SILENT: Final = {"silent": True, "check_after": 0.2}
+RECOVERY: Final = ("recovering", "recovered")
 
 
 class Step(NamedTuple):
@@ -62,42 +66,79 @@ STEPS: Final = (
 )
 
 
-@pytest.mark.parametrize("victims", VICTIMS, ids=" and ".join)
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-async def test_everything_agrees_after_a_crash(tmp_path: Path, step: Step, victims: tuple[str, ...]) -> None:
+CRASHES: Final = [(victims, commit) for victims in VICTIMS for commit in (True, False)]
+
+
+async def _crash(crash: Crash, step: Step, victims: tuple[str, ...], *, commit: bool) -> None:
+    round_ = Round(commit, silent=step.silent, unsure=step.unsure, check_after=0.2 if step.silent else 0.5)
+    await crash.spring(step.point, victims, commit if step.decided else None, round_)
+    await crash.restart()
+    assert await crash.agree(), f"no agreement {step.name} with {victims}, {commit=}"
+
+
+async def _crash_of_recovery(crash: Crash, point: str, victims: tuple[str, ...], *, commit: bool) -> None:
+    await crash.play(Round(commit, silent=True, check_after=0.5))
+    await crash.kill_broker()
+    set_trap(crash.folder, point, victims)
+    await crash.start_in_vain()
+    await crash.wait_sprung(point, victims)
+    await crash.restart()
+    assert await crash.agree(), f"no agreement after {point} with {victims}, {commit=}"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name.replace(" ", "-"))
+async def test_everything_agrees_after_a_crash(tmp_path: Path, step: Step) -> None:
     async with crashing(tmp_path) as crash:
-        for commit in (True, False):
-            round_ = Round(commit, silent=step.silent, unsure=step.unsure, check_after=0.2 if step.silent else 2.0)
-            await crash.spring(step.point, victims, commit if step.decided else None, round_)
-            await crash.restart()
-            assert await crash.agree()
+        for victims, commit in CRASHES:
+            await _crash(crash, step, victims, commit=commit)
 
 
-@pytest.mark.parametrize("victims", VICTIMS, ids=" and ".join)
-@pytest.mark.parametrize("point", ["recovering", "recovered"])
-async def test_everything_agrees_after_a_crash_of_the_recovery(
-    tmp_path: Path, point: str, victims: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("point", RECOVERY)
+async def test_everything_agrees_after_a_crash_of_the_recovery(tmp_path: Path, point: str) -> None:
     async with crashing(tmp_path) as crash:
-        for commit in (True, False):
-            await crash.play(Round(commit, silent=True, check_after=0.5))
-            await crash.kill_broker()
-            set_trap(tmp_path, point, victims)
-            await crash.start_in_vain()
-            await crash.wait_sprung(point, victims)
-            await crash.restart()
-            assert await crash.agree()
+        for victims, commit in CRASHES:
+            await _crash_of_recovery(crash, point, victims, commit=commit)
 
 
-@pytest.mark.parametrize("victims", VICTIMS, ids=" and ".join)
 @pytest.mark.parametrize("point", ["trim-arrived", "trim-durable"])
-async def test_everything_agrees_after_a_crash_while_old_decisions_go(
-    tmp_path: Path, point: str, victims: tuple[str, ...]
-) -> None:
+async def test_everything_agrees_after_a_crash_while_old_decisions_go(tmp_path: Path, point: str) -> None:
     async with crashing(tmp_path, keep_seconds=0.5) as crash:
-        for commit in (True, False):
+        for victims, commit in CRASHES:
             await crash.play(Round(commit))
             set_trap(tmp_path, point, victims)
             await crash.wait_sprung(point, victims)
             await crash.restart()
-            assert await crash.agree()
+            assert await crash.agree(), f"no agreement after {point} with {victims}, {commit=}"
+
+
+async def test_nothing_undecided_is_seen_while_its_producer_is_away(tmp_path: Path) -> None:
+    async with crashing(tmp_path) as crash:
+        await crash.spring("local-over", (BROKER, PRODUCER), None, Round(commit=True))
+        await crash.start_broker()
+        inspector = await crash.inspector()
+        with trio.move_on_after(1.0):
+            while True:
+                assert len(await inspector.admin("tx.list", state="open")) == len(SHAPES)
+                rows = await inspector.admin("group.list")
+                assert {(row["pending"], row["in_flight"], row["retrying"], row["dead"]) for row in rows} == {(0,) * 4}
+                await trio.sleep(0.05)
+        await inspector.goodbye()
+        assert not any(crash.seen.values())
+        crash.producer.start()
+        assert await crash.agree()
+        assert all(crash.seen.values())
+
+
+@pytest.mark.long
+async def test_everything_agrees_after_many_random_crashes(tmp_path: Path) -> None:
+    """KITEQ_FAULTS_SEED=n repeats a run's choices, KITEQ_FAULTS_ROUNDS=n makes n crashes."""
+    seed = int(os.environ.get("KITEQ_FAULTS_SEED", SystemRandom().randrange(1 << 32)))
+    print(f"seed {seed}")  # noqa: T201 pytest shows it when the test fails
+    random = Random(seed)
+    async with crashing(tmp_path) as crash:
+        for _ in range(int(os.environ.get("KITEQ_FAULTS_ROUNDS", "300"))):
+            victims, commit = random.choice(CRASHES)
+            if random.random() < 0.2:
+                await _crash_of_recovery(crash, random.choice(RECOVERY), victims, commit=commit)
+            else:
+                await _crash(crash, random.choice(STEPS), victims, commit=commit)
