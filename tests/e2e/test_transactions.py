@@ -246,7 +246,7 @@ async def test_a_store_that_takes_no_messages_any_more_takes_commits(folder: Pat
         producer = await connect(broker, "producers")
         consumer = await connect(broker, "members", fanout("t"), window=10)
         prepared: list[Message] = []
-        with pytest.raises(Refused) as refused:  # noqa: PT012 the last of many is refused
+        with pytest.raises(Refused) as refused:
             while True:
                 messages = [Message("t", "a", bytes(100_000)) for _ in range(8)]
                 await producer.prepare(messages)
