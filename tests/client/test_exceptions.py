@@ -83,6 +83,23 @@ async def test_an_exception_without_a_check_function_decides_nothing() -> None:
         assert ledger.rolled_back == {tx.id}
 
 
+@both_loops
+async def test_an_exception_in_a_deferred_transaction_asks_nothing_at_once() -> None:
+    ledger = Ledger()
+    async with (
+        peer(ledger.script) as address,
+        Client(address, group="g", topics=["trade"], on_check=answering(Decision.ROLLBACK)) as client,
+    ):
+        with pytest.raises(OwnError):
+            async with client.transaction(message()) as tx:
+                tx.defer()
+                raise OwnError
+        assert tx.outcome.value == "unknown"
+        assert not ledger.packets(Decide)
+        await tx.commit()
+        assert tx.outcome.value == "committed"
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), GeneratorExit()])
 def test_what_is_no_exception_asks_nothing_and_passes_through(loop: str, error: BaseException) -> None:
@@ -90,7 +107,7 @@ def test_what_is_no_exception_asks_nothing_and_passes_through(loop: str, error: 
         ledger = Ledger()
         async with (
             peer(ledger.script) as address,
-            Client(address, group="g", topics=["trade"], on_check=answering()) as client,
+            Client(address, group="g", topics=["trade"], on_check=answering(Decision.COMMIT)) as client,
         ):
             tx = client.transaction(message())
             with pytest.raises(type(error)) as caught:
@@ -108,7 +125,7 @@ async def test_cancellation_asks_nothing_and_is_no_group() -> None:
     ledger = Ledger()
     async with (
         peer(ledger.script) as address,
-        Client(address, group="g", topics=["trade"], on_check=answering()) as client,
+        Client(address, group="g", topics=["trade"], on_check=answering(Decision.COMMIT)) as client,
     ):
         with pytest.raises(TimeoutError):
             with anyio.fail_after(0.02):
