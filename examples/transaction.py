@@ -19,7 +19,7 @@ MODES = ("commit", "rollback", "crash-before-commit", "crash-after-commit", "ans
 
 
 def connect() -> sqlite3.Connection:
-    return sqlite3.connect(FOLDER / "transaction.db", check_same_thread=False)
+    return sqlite3.connect(FOLDER / "transaction.db")
 
 
 def crash() -> None:
@@ -74,6 +74,7 @@ async def main(mode: str, marker: TalkingMarker) -> None:
             print(f"message {tx.outcome}", flush=True)
         print("answering the broker; Ctrl-C ends", flush=True)
         await client.run()
+    await marker.aclose()
 
 
 if __name__ == "__main__":

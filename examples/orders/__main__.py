@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.orders.audit import read_books
@@ -18,7 +19,7 @@ from examples.orders.steps import STEPS
 from kiteq_client import Client, Message, NotConnected
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     broker = os.environ.get("KITEQ_BROKER", "127.0.0.1:13800")
     common.add_argument("--broker", default=broker, metavar="HOST:PORT", help="default: %(default)s")
@@ -36,7 +37,7 @@ def parse() -> argparse.Namespace:
     shop = commands.add_parser("shop", parents=[common], help="order something")
     shop.add_argument("--orders", type=int, default=20, metavar="N", help="default: %(default)s")
     commands.add_parser("audit", parents=[common], help="say whether the balances agree")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 async def shop(broker: str, count: int) -> None:

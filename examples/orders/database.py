@@ -41,7 +41,7 @@ class Database:
     def connect(self, *, of_server: bool = False) -> Any:
         if self._mariadb is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            return sqlite3.connect(self._folder / f"{self._name}.db", timeout=10, check_same_thread=False)
+            return sqlite3.connect(self._folder / f"{self._name}.db", timeout=10)
         import pymysql  # pip install pymysql
 
         return pymysql.connect(

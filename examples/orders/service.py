@@ -48,6 +48,7 @@ class Service:
         async with self._client:
             self.steps.say("ready; Ctrl-C ends")
             await self._client.run()
+        await self._marker.aclose()
 
     # --- a message that is delivered if, and only if, the database transaction committed --------
     async def publish_with(self, message: Message, write: Callable[[Transaction], bool]) -> Outcome:
