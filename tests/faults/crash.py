@@ -22,15 +22,13 @@ from tests.faults.history import (
     BrokerStarted,
     BrokerStopped,
     Drained,
-    FinalTransaction,
     HalfInvoked,
     History,
     LocalOutcome,
     Run,
-    Waiting,
     read_histories,
 )
-from tests.faults.load import final_state
+from tests.faults.load import final_state, note_waiting
 from tests.faults.trap import BROKER, PRODUCER, note_pid, set_trap, sprung_at
 from tests.support.broker import BrokerFailed, BrokerProcess
 
@@ -178,9 +176,7 @@ class Crash:
     async def look(self) -> None:
         """Note what the broker counts as waiting."""
         inspector = await self.inspector()
-        for row in await inspector.admin("group.list"):
-            waiting = row["pending"] + row["in_flight"] + row["retrying"] + row["dead"]
-            self._history.write(Waiting(time.monotonic(), row["group"], row["topic"], waiting))
+        await note_waiting(inspector, self._history)
         await inspector.goodbye()
 
     # --- the end ----------------------------------------------------------------------------------
@@ -222,8 +218,6 @@ class Crash:
         for identity in self.begun():
             self._history.write(LocalOutcome(time.monotonic(), identity, identity in rows))
         self._history.write(Drained(time.monotonic(), agreed))
-        for row in await inspector.admin("tx.list", limit=1000):
-            self._history.write(FinalTransaction(time.monotonic(), row["id"], row["state"]))
         await final_state(inspector, self._history)
         await inspector.goodbye()
 

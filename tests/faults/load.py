@@ -16,9 +16,9 @@ from kiteq.binding.bindings import Binding
 from kiteq.message import Message
 from kiteq.remoting.packets import NACK_FAILED, NACK_REJECTED, NACK_UNSTARTED
 from tests.faults.driver import Arrival, DriverConnection, Lost, open_connection
-from tests.faults.history import Drained, FinalDead, FinalGroup, History, PublishOk
+from tests.faults.history import Drained, FinalDead, FinalGroup, FinalTransaction, History, PublishOk, Waiting
 
-__all__ = ["CALM", "FUSSY", "SLOW", "Load", "Temper", "consume", "drain", "final_state", "produce"]
+__all__ = ["CALM", "FUSSY", "SLOW", "Load", "Temper", "consume", "drain", "final_state", "note_waiting", "produce"]
 
 RECONNECT_SECONDS: Final = 0.05
 EXTEND_SECONDS: Final = 0.5
@@ -27,6 +27,7 @@ HOLD_SECONDS_MAX: Final = 5.0
 DRAIN_SECONDS_MAX: Final = 40.0
 FRAMES_IN_FLIGHT: Final = 4
 LETTERS_MAX: Final = 1_000
+TRANSACTIONS_MAX: Final = 1_000
 UNSENT_MAX: Final = 400
 """Messages of unknown outcome a producer keeps to send again."""
 
@@ -235,8 +236,20 @@ async def drain(load: Load) -> bool:
     return complete
 
 
+async def note_waiting(connection: DriverConnection, history: History) -> None:
+    """Note what the broker says in the middle of a run."""
+    for row in await connection.admin("group.list"):
+        waiting = row["pending"] + row["in_flight"] + row["retrying"] + row["dead"]
+        history.write(Waiting(time.monotonic(), row["group"], row["topic"], waiting))
+
+
 async def final_state(connection: DriverConnection, history: History) -> None:
-    """Note what the broker says about its groups and their dead letters."""
+    """Note what the broker says about its transactions, its groups and their dead letters."""
+    transactions = await connection.admin("tx.list", limit=TRANSACTIONS_MAX)
+    assert len(transactions) < TRANSACTIONS_MAX, "more undecided transactions than one answer lists"
+    for row in transactions:
+        identity = row["id"].hex() if isinstance(row["id"], bytes) else row["id"]
+        history.write(FinalTransaction(time.monotonic(), identity, row["state"]))
     rows = await connection.admin("group.list")
     for row in rows:
         numbers = (row["pending"], row["in_flight"], row["retrying"], row["dead"])

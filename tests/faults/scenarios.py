@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,12 +15,13 @@ from kiteq.message import Message
 from kiteq.remoting.packets import NACK_REJECTED
 from tests.faults.driver import Arrival, DriverConnection, Lost, open_connection
 from tests.faults.history import BrokerStarted, BrokerStopped, Corrupted, Drained, History
-from tests.faults.load import final_state
+from tests.faults.load import final_state, note_waiting
 from tests.support.broker import BrokerProcess
 
 __all__ = ["SCENARIOS", "Scenario", "Stage"]
 
 ACK_DEADLINE: Final = 60.0
+CHECK_LIMIT: Final = 3
 ARRIVE_SECONDS_MAX: Final = 5.0
 DRAIN_SECONDS_MAX: Final = 2.5
 """Longer than any wait in these runs; a broker with a defect may never become quiet."""
@@ -33,6 +34,7 @@ class Stage:
     broker: BrokerProcess
     history: History
     groups: dict[str, list[Binding]] = field(default_factory=dict)
+    check_limit: int = CHECK_LIMIT
 
     async def start(self) -> None:
         """Start the broker, for the first time or again."""
@@ -45,9 +47,9 @@ class Stage:
         await trio.to_thread.run_sync(self.broker.kill)
         self.history.write(BrokerStopped(time.monotonic(), began, "killed"))
 
-    async def producer(self) -> DriverConnection:
+    async def producer(self, topics: Sequence[str] = (), *, group: str = "producer") -> DriverConnection:
         """Connect somebody who publishes."""
-        return await open_connection(self.broker.port, "producer", self.history)
+        return await open_connection(self.broker.port, group, self.history, topics=topics)
 
     async def consumer(self, group: str, *bindings: Binding, window: int = 100) -> DriverConnection:
         """Connect a member of a group; without bindings, of one that was bound before."""
@@ -74,6 +76,12 @@ class Stage:
         with trio.fail_after(ARRIVE_SECONDS_MAX):
             while sum(row["in_flight"] for row in await inspector.admin("group.list")) != count:  # noqa: ASYNC110
                 await trio.sleep(0.01)
+        await inspector.drop()
+
+    async def look(self) -> None:
+        """Note what the broker counts as waiting, in the middle of a run."""
+        inspector = await open_connection(self.broker.port, "inspector", self.history)
+        await note_waiting(inspector, self.history)
         await inspector.drop()
 
     async def finish(self) -> None:
