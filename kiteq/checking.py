@@ -106,6 +106,8 @@ async def _rewrite(core: Core, row: int) -> bool:
     """Leave only the undecided transactions in a row; return whether that is done or not needed any more."""
     halves = core.store.halves
     value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, COUNTER_KEY.pack(row))
+    while halves.is_leaving(row):
+        await _durable(core)
     if not halves.is_live(row) or value is None:
         halves.touched.pop(row, None)
         return True

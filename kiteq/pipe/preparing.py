@@ -115,7 +115,7 @@ class Preparing:
             for frame, taken, part in zip(frames, slots, parts, strict=True):
                 core.duplicates.forget(peer.group, frame.message_ids)
                 if taken:
-                    halves.withdraw(frame.ids, taken)
+                    halves.forget(frame.ids, taken)
                 slot = None if frame.token is None else halves.find(frame.token[:16])
                 if part is not None and slot is not None:
                     halves.withdraw_part(slot, part)

@@ -268,7 +268,9 @@ class Transactions:
             request.peer.uncommitted_bytes -= size
             core.turn.touch_peer(request.peer)
         if error is None:
-            self._halves.forget(taken.ids, taken.slots)
+            emptied = self._halves.forget(taken.ids, taken.slots)
+            if emptied:
+                core.turn.settling().rows += emptied
             core.counters["committed" if request.commit else "rolled_back"] += len(taken.ids)
         else:
             self._halves.undo(taken.slots)

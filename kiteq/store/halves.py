@@ -65,8 +65,8 @@ class Halves:
     """
 
     __slots__ = (
-        "_added_bytes", "_cache", "_free", "_group_numbers", "_ids", "_instance_numbers",
-        "_instance_uses", "_live", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
+        "_added_bytes", "_cache", "_free", "_group_numbers", "_ids", "_instance_numbers", "_instance_uses", "_live",
+        "_removing", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
         "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
     )  # fmt: skip
 
@@ -88,9 +88,11 @@ class Halves:
         self._instance_numbers: dict[bytes, int] = {}
         self._instance_uses: list[int] = []
         self._live: dict[int, int] = {}
-        """Undecided transactions of each row that has, or had, more than one."""
+        """Transactions without a durable decision, of each row that has, or had, more than one."""
+        self._removing: set[int] = set()
+        """Rows that a decision on its way to the disk removes: it takes all that is left in them."""
         self.touched: dict[int, None] = {}
-        """Rows in which some are decided: to be rewritten."""
+        """Rows in which some are durably decided: to be rewritten."""
         self.parts: dict[int, list[int]] = {}
         """By handle, rows of messages that were added later."""
         self._added_bytes: dict[int, int] = {}
@@ -308,13 +310,8 @@ class Halves:
         group = self.tally(slots[0]).name
         rows: list[Row] = [(Table.DECISIONS, key, pack_decisions(key, at_ms, group, by, reason, entries))]
         for row, count in Counter([self.row[slot] for slot in slots]).items():
-            live = self._live.get(row, 1) - count
-            if live:
-                self._live[row] = live
-                self.touched[row] = None
-            else:
-                self._live.pop(row, None)
-                self.touched.pop(row, None)
+            if self._live.get(row, 1) == count:
+                self._removing.add(row)
                 rows.append((Table.HALF, COUNTER_KEY.pack(row), None))
         if self.parts:
             parts = [part for slot in slots for part in self.parts.get(handles[slot], ())]
@@ -322,15 +319,17 @@ class Halves:
         return rows
 
     def undo(self, slots: Sequence[int]) -> None:
-        """Take back `decide`: its rows were refused. Others in the same rows may be decided all the same."""
+        """Take back `decide`: its rows were refused."""
         for slot in slots:
-            row = self.row[slot]
-            self._live[row] = self._live.get(row, 0) + 1
-            self.touched[row] = None
+            self._removing.discard(self.row[slot])
             self.reopen(slot)
 
-    def forget(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
-        """Free the slots of transactions of one group that are decided, or were not stored."""
+    def forget(self, ids: Sequence[bytes], slots: Sequence[int]) -> list[Row]:
+        """Free the slots of transactions of one group that are decided, or were not stored.
+
+        Return what removes the rows that several decisions emptied together: none of them knew that the others
+        would not be refused.
+        """
         by_last_byte, state = self._ids, self.state
         for transaction_id, slot in zip(ids, slots, strict=True):
             del by_last_byte[transaction_id[15]][transaction_id]
@@ -339,23 +338,34 @@ class Halves:
         self.tally(slots[0]).open -= len(slots)
         for number, uses in Counter([self.instance[slot] for slot in slots]).items():
             self._instance_uses[number] -= uses
-        for row in {self.row[slot] for slot in slots}:
-            if row not in self._live:
-                self._cache.forget(row)
+        emptied: list[Row] = []
+        for row, count in Counter([self.row[slot] for slot in slots]).items():
+            live = self._live.get(row, 1) - count
+            if live:
+                self._live[row] = live
+                self.touched[row] = None
+                continue
+            self._live.pop(row, None)
+            self.touched.pop(row, None)
+            self._cache.forget(row)
+            if row in self._removing:
+                self._removing.discard(row)
+            else:
+                emptied.append((Table.HALF, COUNTER_KEY.pack(row), None))
         for slot in slots if self.parts else ():
             handle = self.handle[slot]
             for part in self.parts.pop(handle, ()):
                 self._cache.forget(part)
             self._added_bytes.pop(handle, None)
-
-    def withdraw(self, ids: Sequence[bytes], slots: Sequence[int]) -> None:
-        """Forget transactions of one row that was not stored after all."""
-        self._live.pop(self.row[slots[0]], None)
-        self.forget(ids, slots)
+        return emptied
 
     def is_live(self, row: int) -> bool:
         """Return whether a row of several transactions still has undecided ones."""
         return row in self._live
+
+    def is_leaving(self, row: int) -> bool:
+        """Return whether a decision that removes a row is on its way to the disk; it may be refused."""
+        return row in self._removing
 
     # --- numbers of what is named --------------------------------------------------------------
 

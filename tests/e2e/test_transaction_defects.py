@@ -1,0 +1,160 @@
+"""Rare meetings of transactions with a full store, a slow disk, a restart, and clients that ask for too much."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import trio
+
+from kiteq.binding.bindings import fanout
+from kiteq.broker import Broker
+from kiteq.checking import tidy
+from kiteq.errors import StoreFull
+from kiteq.remoting import packets
+from kiteq.store.tables import Row, Table
+from tests.e2e.wire import connect, numbered, running
+
+CONFLICT = "transaction_conflict"
+UNKNOWN = "unknown_transaction"
+
+
+def codes(exceptions: list[list[object]]) -> list[tuple[object, object]]:
+    return [(exception[0], exception[1]) for exception in exceptions]
+
+
+@contextmanager
+def held_disk(broker: Broker) -> Iterator[None]:
+    """Let no commit end before the block does."""
+    tables, go_on = broker.core.store.tables, threading.Event()
+    apply = tables.apply
+
+    def wait(rows: list[Row]) -> None:
+        go_on.wait(10)
+        apply(rows)
+
+    try:
+        with patch.object(tables, "apply", wait):
+            yield
+    finally:
+        go_on.set()
+
+
+@contextmanager
+def full_store(broker: Broker) -> Iterator[None]:
+    """Let the store have no room for messages, but for what is less."""
+    tables = broker.core.store.tables
+    apply = tables.apply
+
+    def refuse(rows: list[Row]) -> None:
+        if any(value is not None and table in (Table.HALF, Table.LOG, Table.UNROUTED) for table, _, value in rows):
+            raise StoreFull("no room")
+        apply(rows)
+
+    with patch.object(tables, "apply", refuse):
+        yield
+
+
+async def nothing_moves(broker: Broker) -> None:
+    """Wait until what was sent was read."""
+    await trio.sleep(0.05)
+
+
+async def test_a_refused_commit_keeps_the_messages_beside_a_rollback_of_the_same_frame(folder: Path) -> None:
+    refused, rolled_back = numbered(2)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        other = await connect(broker, "producers")
+        await producer.prepare([refused, rolled_back])
+        with full_store(broker):
+            with held_disk(broker):
+                await producer.send(packets.Decide(77, packets.DECISION_COMMIT, [refused.id]))
+                await nothing_moves(broker)
+                await other.send(packets.Decide(78, packets.DECISION_ROLLBACK, [rolled_back.id]))
+                await nothing_moves(broker)
+            answer = await producer.wait(packets.Decided, 77)
+            assert codes(answer.exceptions) == [(0, "store_full")]
+            assert (await other.wait(packets.Decided, 78)).exceptions == []
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        assert await producer.commit(refused.id) == []
+        assert [delivery.number for delivery in await consumer.take(1)] == [0]
+        assert codes(await producer.commit(rolled_back.id)) == [(0, CONFLICT)]
+
+
+async def test_a_decision_under_way_while_its_row_is_rewritten_stays_decided(folder: Path) -> None:
+    early, late, left = numbered(3)
+    async with running(folder) as broker, trio.open_nursery() as nursery:
+        producer = await connect(broker, "producers")
+        await producer.prepare([early, late, left])
+        await producer.roll_back(early.id)
+        tables, reads, go_on = broker.core.store.tables, threading.Event(), threading.Event()
+        get = tables.get
+
+        def slow_get(table: Table, key: bytes) -> bytes | None:
+            reads.set()
+            go_on.wait(10)
+            return get(table, key)
+
+        with patch.object(tables, "get", slow_get):
+            nursery.start_soon(tidy, broker.core)
+            await trio.to_thread.run_sync(reads.wait, 10)
+            with held_disk(broker):
+                await producer.send(packets.Decide(77, packets.DECISION_ROLLBACK, [late.id]))
+                await nothing_moves(broker)
+                go_on.set()
+                await nothing_moves(broker)
+            assert (await producer.wait(packets.Decided, 77)).exceptions == []
+        await tidy(broker.core)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        assert codes(await producer.commit(early.id, late.id, left.id)) == [(0, CONFLICT), (1, CONFLICT)]
+
+
+async def test_a_row_that_two_decisions_under_way_empty_is_removed(folder: Path) -> None:
+    one, other = numbered(2)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        second = await connect(broker, "producers")
+        await producer.prepare([one, other])
+        with held_disk(broker):
+            await producer.send(packets.Decide(77, packets.DECISION_COMMIT, [one.id]))
+            await nothing_moves(broker)
+            await second.send(packets.Decide(78, packets.DECISION_ROLLBACK, [other.id]))
+            await nothing_moves(broker)
+        await producer.wait(packets.Decided, 77)
+        await second.wait(packets.Decided, 78)
+        await tidy(broker.core)
+        assert broker.core.store.tables.scan(Table.HALF, b"", b"\xff" * 9) == []
+        assert not broker.core.store.halves.touched
+
+
+async def test_a_row_is_not_written_again_behind_the_decision_that_removes_it(folder: Path) -> None:
+    early, late = numbered(2)
+    async with running(folder) as broker, trio.open_nursery() as nursery:
+        producer = await connect(broker, "producers")
+        await producer.prepare([early, late])
+        await producer.roll_back(early.id)
+        tables, reads, go_on = broker.core.store.tables, threading.Event(), threading.Event()
+        get = tables.get
+
+        def slow_get(table: Table, key: bytes) -> bytes | None:
+            reads.set()
+            go_on.wait(10)
+            return get(table, key)
+
+        with patch.object(tables, "get", slow_get):
+            nursery.start_soon(tidy, broker.core)
+            await trio.to_thread.run_sync(reads.wait, 10)
+            with held_disk(broker):
+                await producer.send(packets.Decide(77, packets.DECISION_ROLLBACK, [late.id]))
+                await nothing_moves(broker)
+                go_on.set()
+                await nothing_moves(broker)
+            assert (await producer.wait(packets.Decided, 77)).exceptions == []
+        await tidy(broker.core)
+        assert tables.scan(Table.HALF, b"", b"\xff" * 9) == []
