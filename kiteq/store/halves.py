@@ -14,9 +14,10 @@ from typing import Final
 
 from kiteq.store.half_cache import HalfCache
 from kiteq.store.half_records import COUNTER_KEY, pack_decisions, pack_half
+from kiteq.store.half_tally import GroupTally
 from kiteq.store.tables import Row, Table
 
-__all__ = ["GroupTally", "Halves", "State"]
+__all__ = ["Halves", "State"]
 
 SHARDS: Final = 256
 """One large dict stops the loop for tens of milliseconds when it grows; so the ids are spread by their last byte."""
@@ -42,32 +43,15 @@ DECIDING: Final = int(State.DECIDING)
 """As plain numbers: looking a member of an enumeration up costs as much as all else that is done with a slot."""
 
 
-class GroupTally:
-    """Transactions of one producer group that are not decided. `parked` are among the `open`.
-
-    oldest_s: when the oldest was prepared, seconds since 1970, 0 for none; found out every few seconds.
-    alarmed: whether it was warned about that age.
-    """
-
-    __slots__ = ("alarmed", "name", "oldest_s", "open", "parked")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.oldest_s = 0
-        self.alarmed = False
-        self.open = 0
-        self.parked = 0
-
-
 class Halves:
     """The columns, by slot: state, handle, row (key of its row: the first handle in it), due (when to ask, in ms
     >> DUE_SHIFT), group, instance (numbers), prepared_s, asks, unknowns.
     """
 
     __slots__ = (
-        "_added_bytes", "_cache", "_free", "_group_numbers", "_ids", "_instance_numbers", "_instance_uses", "_live",
-        "_removing", "asks", "clean_below", "due", "group", "groups", "handle", "instance", "instances",
-        "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
+        "_added_bytes", "_cache", "_free", "_free_instances", "_group_numbers", "_ids", "_instance_numbers",
+        "_instance_uses", "_live", "_removing", "asks", "clean_below", "due", "group", "groups", "handle", "instance",
+        "instances", "next_decision", "next_handle", "parts", "prepared_s", "row", "state", "touched", "unknowns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -87,6 +71,7 @@ class Halves:
         self._group_numbers: dict[str, int] = {}
         self._instance_numbers: dict[bytes, int] = {}
         self._instance_uses: list[int] = []
+        self._free_instances: list[int] = []
         self._live: dict[int, int] = {}
         """Transactions without a durable decision, of each row that has, or had, more than one."""
         self._removing: set[int] = set()
@@ -338,6 +323,9 @@ class Halves:
         self.tally(slots[0]).open -= len(slots)
         for number, uses in Counter([self.instance[slot] for slot in slots]).items():
             self._instance_uses[number] -= uses
+            if not self._instance_uses[number]:
+                del self._instance_numbers[self.instances[number]]
+                self._free_instances.append(number)
         emptied: list[Row] = []
         for row, count in Counter([self.row[slot] for slot in slots]).items():
             live = self._live.get(row, 1) - count
@@ -392,13 +380,13 @@ class Halves:
     def _instance_number(self, instance: bytes, uses: int) -> int:
         number = self._instance_numbers.get(instance)
         if number is None:
-            number = next((free for free, used in enumerate(self._instance_uses) if not used), len(self.instances))
-            if number == len(self.instances):
+            if self._free_instances:
+                number = self._free_instances.pop()
+                self.instances[number] = instance
+            else:
+                number = len(self.instances)
                 self.instances.append(instance)
                 self._instance_uses.append(0)
-            else:
-                self._instance_numbers.pop(self.instances[number], None)
-                self.instances[number] = instance
             self._instance_numbers[instance] = number
         self._instance_uses[number] += uses
         return number

@@ -15,6 +15,7 @@ from kiteq.broker import Broker
 from kiteq.checking import tidy
 from kiteq.errors import StoreFull
 from kiteq.remoting import packets
+from kiteq.store.halves import Halves
 from kiteq.store.tables import Row, Table
 from tests.e2e.wire import connect, numbered, running
 
@@ -158,3 +159,26 @@ async def test_a_row_is_not_written_again_behind_the_decision_that_removes_it(fo
             assert (await producer.wait(packets.Decided, 77)).exceptions == []
         await tidy(broker.core)
         assert tables.scan(Table.HALF, b"", b"\xff" * 9) == []
+
+
+class NeverWalked(list[int]):
+    """A list that may become long, so nothing may look at all of it for one transaction."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("all client instances were looked at for one")
+
+
+def test_undecided_transactions_of_many_clients_cost_each_no_more() -> None:
+    halves = Halves()
+    halves._instance_uses = NeverWalked()
+
+    def prepare(number: int) -> tuple[list[bytes], list[int]]:
+        ids = [number.to_bytes(16, "big")]
+        slots = halves.restore(ids, [number], number, group="p", instance=ids[0], prepared_ms=1_000)
+        return ids, slots
+
+    kept = [prepare(number) for number in range(1, 11)]
+    for number in range(11, 1_000):
+        halves.forget(*prepare(number))
+    assert len(halves.instances) == 11
+    assert [halves.instance_id(slots[0]) for _, slots in kept] == [ids[0] for ids, _ in kept]
