@@ -126,7 +126,7 @@ class Session:
         self._idle_s = IDLE_SECONDS_MAX
         self._extend_s = ACK_DEADLINE_SECONDS / 3
         self._sent_at = self._received_at = anyio.current_time()
-        self._writing = self._said_goodbye = False
+        self._writing = self._said_goodbye = self._finished = False
         self.goodbye = anyio.Event()
 
     # --- the greeting --------------------------------------------------------------------------
@@ -312,7 +312,9 @@ class Session:
         self._wake.set()
 
     def send(self, packet: Packet) -> None:
-        """Queue a packet; it leaves with all that is queued."""
+        """Queue a packet; it leaves with all that is queued. Nothing follows a goodbye."""
+        if self._finished:
+            return
         self._control.append(encode_packet(packet))
         self._wake.set()
 
@@ -377,20 +379,21 @@ class Session:
             await anyio.sleep(LEAVE_POLL_SECONDS)
 
     async def leave(self) -> None:
-        """Say goodbye, which gives back what is unacked, and end the connection."""
-        if self.alive:
+        """Say goodbye, which gives back what is unacked, and end the connection; once, whoever asks for it."""
+        if self.alive and not self._said_goodbye:
             self.flush()
             self.reason = self.reason or "the client left"
             self.leaving = self._said_goodbye = True
             self.send(Goodbye(self._owner.next_request(), "leaving"))
+            self._finished = True
             while self._control or self._writing:  # noqa: ASYNC110 only here, not per piece
                 await anyio.sleep(LEAVE_POLL_SECONDS)
-            # Closing with bytes unread would reset the connection, and the goodbye could be lost with it.
+            # Closing with bytes unread would reset the connection, and lose the goodbye.
             try:
                 await self._stream.send_eof()
             except _BROKEN as error:
                 logger.debug("%s was gone before the goodbye: %s", self.broker, error)
-            with anyio.move_on_after(LINGER_SECONDS):
-                while self.alive:  # noqa: ASYNC110 the same
-                    await anyio.sleep(LEAVE_POLL_SECONDS)
-            self._scope.cancel()
+        with anyio.move_on_after(LINGER_SECONDS):
+            while self.alive:  # noqa: ASYNC110 the same
+                await anyio.sleep(LEAVE_POLL_SECONDS)
+        self._scope.cancel()

@@ -7,8 +7,8 @@ import asyncio
 import anyio
 import pytest
 
-from kiteq.remoting.packets import Admin, AdminReply, Refusal, Subscribe, Subscribed, Unsubscribe
-from kiteq_client import Client, Message, NotConnected, Received, Refused, SendTimeout, direct, fanout
+from kiteq.remoting.packets import Admin, AdminReply, Goodbye, Ping, Refusal, Subscribe, Subscribed, Unsubscribe
+from kiteq_client import Client, ClientClosed, Message, NotConnected, Received, Refused, SendTimeout, direct, fanout
 from tests.client.peer import Connection, both_loops, peer, well
 
 
@@ -257,3 +257,22 @@ def test_asyncio_timeout_around_a_client_is_a_timeout_error() -> None:
                     await asyncio.sleep(10)
 
     anyio.run(main, backend="asyncio")
+
+
+@both_loops
+async def test_a_client_that_left_says_nothing_more_to_a_broker_that_leaves_too() -> None:
+    received: list[object] = []
+
+    async def leaving(connection: Connection) -> None:
+        await connection.accept()
+        await connection.expect(Goodbye)
+        await connection.send(Goodbye(0, "maintenance"), Ping(1))  # they met on the way
+        with anyio.move_on_after(0.1):
+            received.append(await connection.receive())
+
+    async with peer(leaving) as address:
+        async with Client(address, group="g") as client:
+            pass
+        with pytest.raises(ClientClosed):
+            await client.send(Message("t", "a"))
+    assert received == []
