@@ -10,6 +10,7 @@ of unknown outcome may have happened or not, and both must be consistent with wh
     I10  what was not acked comes again, attempts never go back, the limit ends in the dead letters
     I11  a message is with one connection of a group at a time
     I14  the same id sent again within the window is stored once, and the receipt says so
+    I20  what is delayed does not come before its time
     I22  at the end, per group, what was accepted is acked, waiting or dead: each exactly one of them
 
 What needs the end of a run (I1, a part of I10, I22) is judged only when the history has one.
@@ -219,6 +220,16 @@ def _stored_once(model: Model) -> Iterator[Violation]:
                 yield Violation("I14", message, "", text)
 
 
+def _never_early(model: Model) -> Iterator[Violation]:
+    for (group, message), deliveries in model.deliveries.items():
+        calls = model.calls.get(message)
+        if not calls or not calls[0].invoked.delay:
+            continue
+        wait = min(delivery.event.at for delivery in deliveries) - calls[0].invoked.at
+        if wait < calls[0].invoked.delay:
+            yield Violation("I20", message, group, f"came after {wait:.3f} of {calls[0].invoked.delay:g} seconds")
+
+
 def _in_window(earlier: Call, call: Call) -> bool:
     """Whether `earlier` was sent before `call`, and recently enough for `call` to be a duplicate of it."""
     return earlier.invoked.at < call.invoked.at and call.at - earlier.invoked.at <= DUPLICATE_WINDOW_SECONDS
@@ -279,6 +290,7 @@ RULES: Final[tuple[Callable[[Model], Iterator[Violation]], ...]] = (
     _unacked_comes_again,
     _one_lease,
     _stored_once,
+    _never_early,
     _conserved,
     *TRANSACTION_RULES,
 )

@@ -25,6 +25,7 @@ from kiteq.remoting.packets import (
     NACK_REJECTED,
     NACK_UNSTARTED,
     PROTOCOL,
+    RECEIPT_DELAYED,
     RECEIPT_DUPLICATE,
     WIRE_VERSION,
     Ack,
@@ -251,9 +252,9 @@ class DriverConnection:
         for index, call in enumerate(self._publishing.pop(packet.request)):
             code = exceptions.get(index)
             groups = packet.groups if isinstance(packet.groups, int) else packet.groups[index]
-            if code is None or code == RECEIPT_DUPLICATE:
+            if code is None or code in {RECEIPT_DUPLICATE, RECEIPT_DELAYED}:
                 known = None if code else groups
-                self._note_receipt(PublishOk(now, call, known, code is not None, packet.durable))
+                self._note_receipt(PublishOk(now, call, known, code == RECEIPT_DUPLICATE, packet.durable))
             else:
                 self._note_receipt(PublishRefused(now, call, code))
 
@@ -280,7 +281,7 @@ class DriverConnection:
             self._history.write(
                 PublishInvoked(
                     now, call, self.group, message.id.hex(), message.topic, message.message_type, digest,
-                    message.deliver_limit,
+                    message.deliver_limit, message.delay or 0.0,
                 )
             )  # fmt: skip
         self._publishing[request] = calls

@@ -28,6 +28,7 @@ DRAIN_SECONDS_MAX: Final = 40.0
 FRAMES_IN_FLIGHT: Final = 4
 LETTERS_MAX: Final = 1_000
 TRANSACTIONS_MAX: Final = 1_000
+DELAYED_SHARE: Final = 0.05
 UNSENT_MAX: Final = 400
 """Messages of unknown outcome a producer keeps to send again."""
 
@@ -84,7 +85,9 @@ def _new_message(load: Load, random: Random) -> Message:
     kind = random.choices(("x.a", "x.b", "y", "poison"), (18, 9, 9, load.letters_left > 0))[0]
     load.letters_left -= kind == "poison"
     limit = random.choice((1, 3)) if kind == "poison" else 100
-    return Message(topic, kind, random.randbytes(random.choice((0, 20, 200, 2_000))), deliver_limit=limit)
+    body = random.randbytes(random.choice((0, 20, 200, 2_000)))
+    delay = random.choice((0.05, 0.4, 1.5)) if random.random() < DELAYED_SHARE else 0
+    return Message(topic, kind, body, deliver_limit=limit, delay=delay)
 
 
 async def produce(load: Load, group: str, seed: str) -> None:
@@ -227,6 +230,8 @@ async def drain(load: Load) -> bool:
         while quiet < 2:
             rows = await connection.admin("group.list")
             waiting = sum(row["pending"] + row["in_flight"] + row["retrying"] for row in rows)
+            waiting += (await connection.admin("stat"))["delayed"]["messages"]
+            waiting += len(await connection.admin("tx.list", limit=1))
             quiet = 0 if waiting else quiet + 1
             await trio.sleep(0.2)
         complete = True

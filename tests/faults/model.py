@@ -316,9 +316,7 @@ class _Builder:
             at, "", producer, str(identity), str(topic), str(message_type), str(digest), int(str(deliver_limit))
         )
         call = Call(invoked, durable=True, transactional=True)
-        taken = identity not in transaction.refused and (
-            identity in transaction.durable or identity == transaction.id or bool(transaction.local)
-        )
+        taken = identity in transaction.durable and identity not in transaction.refused
         if taken and (done is not None or transaction.local):
             call.outcome, call.at = "ok", at if done is None else done.at
         elif not tried or transaction.confirmed("rollback") is not None or identity in transaction.refused:

@@ -23,6 +23,8 @@ HURRIED: Final = (
     ("kiteq/limits.py", "DUPLICATE_IDS_MAX", "4_000"),
     ("kiteq/recovery.py", "SWEEP_SECONDS", "0.2"),
     ("kiteq/recovery.py", "REWRITE_AGE_SECONDS", "0.2"),
+    ("kiteq/checking.py", "TIDY_SECONDS", "0.2"),
+    ("kiteq/limits.py", "HALF_CACHE_BYTES_MAX", "4 * KIB"),
 )
 """Small bounds and short periods: backlogs are read from the log, old records are rewritten all the time."""
 

@@ -19,6 +19,7 @@ from kiteq.binding.bindings import Binding, direct, fanout, regex
 from tests.faults.checker import check
 from tests.faults.history import BrokerStarted, BrokerStopped, Event, History, Run, read_histories
 from tests.faults.load import CALM, FUSSY, SLOW, Load, Temper, consume, drain, produce
+from tests.faults.load_transactions import TOPICS, Ledger, transact
 from tests.faults.patching import PACKAGE_PARENT, hurried_copy
 from tests.support.broker import BrokerFailed, BrokerProcess
 
@@ -36,6 +37,7 @@ CONSUMERS: Final[list[tuple[str, list[Binding], Temper]]] = [
     ("slow", [direct("events", "x.a"), direct("orders", "y")], SLOW),
 ]
 PRODUCERS: Final = ["billing", "billing", "shop"]
+TRANSACTORS: Final = [("bank", TOPICS), ("bank", TOPICS), ("fund", TOPICS)]
 
 
 async def _kill_and_restart(broker: BrokerProcess, history: History, random: Random) -> None:
@@ -68,12 +70,15 @@ async def _start_in_vain(broker: BrokerProcess) -> None:
 async def _run(broker: BrokerProcess, history: History, seed: int, rounds: int) -> bool:
     random = Random(seed)
     load = Load(broker.port, history, messages_max=MESSAGES_PER_ROUND * (rounds + 1))
+    ledgers = {group: Ledger(group) for group, _ in TRANSACTORS}
     history.write(Run(time.monotonic(), ACK_DEADLINE))
     async with broker:
         history.write(BrokerStarted(time.monotonic()))
         async with trio.open_nursery() as nursery:
             for number, (group, bindings, temper) in enumerate(CONSUMERS):
                 nursery.start_soon(consume, load, group, bindings, temper, f"{seed}-consumer-{number}")
+            for number, (group, topics) in enumerate(TRANSACTORS):
+                nursery.start_soon(transact, load, ledgers[group], f"{seed}-transactor-{number}", topics)
             async with trio.open_nursery() as producing:
                 for number, group in enumerate(PRODUCERS):
                     producing.start_soon(produce, load, group, f"{seed}-producer-{number}")
@@ -83,6 +88,8 @@ async def _run(broker: BrokerProcess, history: History, seed: int, rounds: int) 
                 load.drain = True
             complete = await drain(load)
             load.stop = True
+    for ledger in ledgers.values():
+        history.write(*ledger.outcomes())
     return complete
 
 
@@ -96,7 +103,12 @@ async def _judge(folder: Path, rounds: int, *, hurried: bool) -> None:
     print(f"seed {seed}, {rounds} rounds")  # noqa: T201 pytest shows it when the test fails
     (folder / "broker").mkdir()
     package_parent = hurried_copy(folder) if hurried else PACKAGE_PARENT
-    environment = {"PYTHONPATH": str(package_parent), "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s"}
+    environment = {
+        "PYTHONPATH": str(package_parent),
+        "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s",
+        "KITEQ_CHECK_AFTER": "0.2s",
+        "KITEQ_CHECK_ELSEWHERE_AFTER": "0.5s",
+    }
     broker = BrokerProcess(folder / "broker", environment=environment)
     path = folder / "history.jsonl"
     with History(path) as history, trio.fail_after(RUN_SECONDS_MAX + 5 * rounds):
