@@ -232,6 +232,15 @@ def test_two_clients_share_the_thread(place: Place) -> None:
         assert again.send(place.message()).durable
 
 
+def test_threads_that_open_and_close_clients_do_not_wait_for_each_other_for_ever(place: Place) -> None:
+    def work(_: int) -> None:
+        for _ in range(20):
+            with place.client() as client:
+                client.statistics()
+
+    Running(work, 6).join()
+
+
 def test_a_dropped_client_warns_and_leaves(place: Place) -> None:
     client = place.client()
     client.send(place.message())

@@ -24,7 +24,7 @@ from kiteq.message import Message, Receipt
 from kiteq_client import client as asynchronous
 from kiteq_client.blocking.delivery import Deliveries
 from kiteq_client.blocking.handlers import Callbacks, Checker, CheckFunction, Handler, Handlers
-from kiteq_client.blocking.portal import Portal, refuse_event_loop, result_of
+from kiteq_client.blocking.portal import Portal, refuse_event_loop
 from kiteq_client.blocking.process import Live, here
 from kiteq_client.blocking.threads import Threads, is_handler_thread
 from kiteq_client.blocking.transaction import Transaction
@@ -255,7 +255,7 @@ class Client:
                 running.cancel()
         if number is None:
             with suppress(ClientClosed):
-                result_of(running)
+                running.result()
         else:
             logger.info("%s: leaving", signal.Signals(number).name)
 

@@ -1,7 +1,9 @@
 """The event loop thread that blocking clients share.
 
-Theory of operation. One daemon thread runs an asyncio loop with an anyio blocking portal. A fork copies
-its descriptors but not the thread. So a fork waits until the loop waits: then nothing is half done there,
+Theory of operation. One daemon thread runs an asyncio loop; a call of another thread becomes a task there,
+and a future tells its result. Handing a call over waits for nothing, unlike anyio's own portal, so it may be
+done under a lock that the loop takes too; and each future gets a result, even if the loop ends first. A fork
+copies the loop's descriptors but not the thread. So a fork waits until the loop waits: then nothing is half done there,
 no lock is held by it, and every socket is known. The child closes its copies with a plain close: that
 sends nothing, ends no connection of the parent, and does not touch what the parent's selector watches.
 """
@@ -14,19 +16,20 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from contextvars import Context
 from importlib import import_module
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from kiteq.errors import ClientClosed
 
 __all__ = [
-    "Portal", "after_fork_in_child", "after_fork_in_parent", "before_fork", "refuse_event_loop", "result_of",
+    "Portal", "after_fork_in_child", "after_fork_in_parent", "before_fork", "refuse_event_loop",
 ]  # fmt: skip
 
 logger = logging.getLogger("kiteq_client")
@@ -36,9 +39,6 @@ for _name in ("anyio._backends._asyncio", "encodings.idna"):
     import_module(_name)
 
 T = TypeVar("T")
-Outcome = tuple[T | None, BaseException | None]
-"""What a call returned, or the error it raised; so that no error can end the portal."""
-
 JOIN_SECONDS_MAX: Final = 5.0
 """How long a stopped thread is waited for; a name lookup that hangs may hold it."""
 FORK_SECONDS_MAX: Final = 1.0
@@ -132,15 +132,19 @@ class Portal:
     def __init__(self) -> None:
         _refuse_green_threads()
         self._loop: _Loop | None = None
-        self._started: Future[BlockingPortal] = Future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over: anyio.Event
         self._stopping = False
+        self._ended = False
+        self._waiting: set[Future[Any]] = set()
+        self._started: Future[_Loop] = Future()
         self._thread = threading.Thread(target=self._run, name="kiteq-client", daemon=True)
         self._thread.start()
-        self._portal = self._started.result()
+        self._loop = self._started.result()
 
     def _run(self) -> None:
         try:
-            anyio.run(self._serve, backend="asyncio", backend_options={"loop_factory": self._make_loop})
+            anyio.run(self._serve, backend="asyncio", backend_options={"loop_factory": _Loop})
         except BaseException as error:
             if self._started.done():
                 logger.exception("the event loop of the blocking clients failed")
@@ -150,36 +154,44 @@ class Portal:
             loop = _loops.pop(threading.get_ident(), None)
             if loop is not None:
                 loop.turn.release()
-
-    def _make_loop(self) -> _Loop:
-        self._loop = _Loop()
-        return self._loop
+            self._ended = True
+            self._end_waiting()
 
     async def _serve(self) -> None:
-        async with BlockingPortal() as portal:
-            self._started.set_result(portal)
-            await portal.sleep_until_stopped()
+        self._over = anyio.Event()
+        self._started.set_result(_loops[threading.get_ident()])
+        await self._over.wait()
+        # Returning cancels the tasks there still are.
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the caller runs in the event loop thread."""
-        return threading.current_thread() is self._thread
+    def _end_waiting(self) -> None:
+        """End the calls that were handed over too late."""
+        for future in list(self._waiting):
+            _settle(future, error=ClientClosed("the client was closed before this call was begun"))
 
-    def submit(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[Outcome[T]]:
-        """Begin a call in the event loop. Raises `ClientClosed` when the thread has ended."""
-        try:
-            return self._portal.start_task_soon(_outcome, work, arguments)
-        except RuntimeError as error:
-            if self.is_current:
-                raise RuntimeError("a blocking client must not be called in its own event loop thread") from error
-            raise ClientClosed("the client was closed") from error
+    # --- for other threads ---------------------------------------------------------------------
+    def submit(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
+        """Begin a call in the event loop; when the loop has ended, the future has a `ClientClosed`."""
+        future: Future[T] = Future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self.call_soon(self._begin, future, work, arguments)
+        if self._ended:
+            self._end_waiting()
+        return future
 
     def call(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Run a call in the event loop, return what it returns or raise what it raises.
 
         An exception in the waiting thread, such as `KeyboardInterrupt`, leaves at once and cancels the call.
         """
-        return result_of(self.submit(work, *arguments))
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a blocking client must not be called in its own event loop thread")
+        future = self.submit(work, *arguments)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+            del future  # else it keeps an error, whose traceback keeps this frame, which keeps it
 
     def call_plain(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a plain function in the event loop, else as `call`."""
@@ -189,49 +201,64 @@ class Portal:
 
         return self.call(run)
 
-    def call_soon(self, work: Callable[..., object], *arguments: Any) -> None:
+    def call_soon(self, work: Callable[..., object], *arguments: Any, context: Context | None = None) -> None:
         """Call a plain function in the event loop and do not wait; nothing happens when the loop has ended."""
         try:
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(work, *arguments)
+            self._loop.call_soon_threadsafe(work, *arguments, context=context)
         except RuntimeError:
             logger.debug("the event loop has ended before %r was called", work)
 
-    async def stop(self) -> None:
-        """End the thread, with whatever calls there are; call it in the event loop."""
-        self._stopping = True
-        await self._portal.stop(cancel_remaining=True)
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a task that must not fail, and do not wait, not even for its beginning.
+
+        In an empty context: what it does is not part of the request that happened to begin it.
+        """
+        self.call_soon(self._start, work, context=Context())
 
     def join_if_stopping(self) -> None:
         """Return when a stopped thread has ended."""
-        if self._stopping and not self.is_current:
+        if self._stopping and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS_MAX)
 
+    # --- in the event loop ---------------------------------------------------------------------
+    def stop(self) -> None:
+        """Let the thread end, with whatever calls there are."""
+        self._stopping = True
+        self._over.set()
 
-async def _outcome(work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> Outcome[T]:
-    try:
-        return await work(*arguments), None
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # noqa: BLE001 raised again in the thread that asked
-        return None, error
+    def _start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        # Of asyncio: a task group of anyio starts tasks only for those who wait, or who are tasks themselves.
+        task = asyncio.create_task(work(*arguments))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _begin(self, future: Future[T], work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> None:
+        # A call that is cancelled before it began must not begin.
+        if not self._stopping and not future.cancelled():
+            self._start(self._carry, future, work, arguments)
+
+    async def _carry(self, future: Future[T], work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> None:
+        with anyio.CancelScope() as scope:
+            future.add_done_callback(lambda done: self.call_soon(scope.cancel) if done.cancelled() else None)
+            try:
+                result = await work(*arguments)
+            except asyncio.CancelledError:
+                _settle(future, error=ClientClosed("the client was closed before this call was done"))
+                raise
+            except BaseException as error:  # noqa: BLE001 raised again in the thread that asked
+                _settle(future, error=error)
+            else:
+                _settle(future, result=result)
 
 
-def result_of(future: Future[Outcome[T]]) -> T:
-    """Wait for a call that was submitted; return or raise as `Portal.call`."""
-    try:
-        result, error = future.result()
-    except CancelledError:
-        raise ClientClosed("the client was closed before this call was done") from None
-    except BaseException:
-        future.cancel()
-        raise
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error  # a cycle of error, traceback and frame would keep the frame's values alive
-    return result  # type: ignore[return-value]
+def _settle(future: Future[Any], *, result: object = None, error: BaseException | None = None) -> None:
+    """Tell the thread that waits, if it still does."""
+    with suppress(InvalidStateError):
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 def refuse_event_loop() -> None:

@@ -3,8 +3,8 @@
 Theory of operation. `here()` gives the `Process` that belongs to the present pid. After a fork the child
 has a new one: new lock, no thread, no connection; of the old one it closes its copies of the descriptors
 and touches nothing else. Each `Live` belongs to one `Process`, so a client sees by comparing that what it
-opened belongs to its parent. The lock is held for moments only, never while anything is waited for but
-the start of the thread.
+opened belongs to its parent. The event loop takes the lock too, so nobody who holds it may wait for the
+loop, except for the start of a new one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from contextvars import Context
+from concurrent.futures import Future
 from time import monotonic
 from typing import Final
 
@@ -51,8 +49,7 @@ class Process:
             self.portal = Portal()
         live.portal = self.portal
         self.lives.add(live)
-        # In an empty context: this life is not part of the request that happened to begin it.
-        live.ended = Context().run(self.portal.submit, live.run)
+        self.portal.spawn(live.run)
 
     def closed(self, live: Live) -> Portal | None:
         """Note that a life ended; return the portal if nobody needs it any more."""
@@ -71,11 +68,11 @@ class Live:
     """
 
     portal: Portal
-    ended: Future[tuple[None, BaseException | None]]
 
     def __init__(self, process: Process, make: Callable[[Threads], Client], concurrency: int) -> None:
         self.process = process
         self.opened: Future[Client] = Future()
+        self.ended: Future[None] = Future()
         self._make = make
         self._concurrency = concurrency
         self._closing: anyio.Event | None = None
@@ -84,6 +81,16 @@ class Live:
 
     async def run(self) -> None:
         """Enter the client, wait for `leave`, leave it."""
+        try:
+            await self._enter_and_leave()
+        finally:
+            self._not_opened(ClientClosed("the client was closed before it was connected"))
+            portal = self.process.closed(self)
+            if portal is not None:
+                portal.stop()
+            self.ended.set_result(None)
+
+    async def _enter_and_leave(self) -> None:
         threads = Threads(self._concurrency)
         self._closing = anyio.Event()
         try:
@@ -94,11 +101,8 @@ class Live:
                         await self._closing.wait()
         except Exception as error:  # noqa: BLE001 raised by everybody who waits for the opening
             self._not_opened(error)
-        self._not_opened(ClientClosed("the client was closed before it was connected"))
-        threads.close()
-        portal = self.process.closed(self)
-        if portal is not None:
-            await portal.stop()
+        finally:
+            threads.close()
 
     def _not_opened(self, error: Exception) -> None:
         if not self.opened.done():
@@ -125,9 +129,7 @@ class Live:
 
     def wait_ended(self, timeout: float | None = None) -> None:
         """Return when the client has left. Raises `TimeoutError` after `timeout` seconds."""
-        # Cancelled when the portal ended with it, as it does with the last client.
-        with suppress(CancelledError):
-            self.ended.result(timeout)
+        self.ended.result(timeout)
         self.portal.join_if_stopping()
 
 
