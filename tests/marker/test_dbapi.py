@@ -45,6 +45,9 @@ def tx() -> FakeTransaction:
 
 
 class AsyncTransaction(FakeTransaction):
+    async def commit(self) -> None:  # type: ignore[override]
+        super().commit()
+
     async def rollback(self) -> None:  # type: ignore[override]
         super().rollback()
 
@@ -52,7 +55,7 @@ class AsyncTransaction(FakeTransaction):
         for hook in self._hooks:
             await hook()
         if self.outcome == "open":
-            super().commit()
+            await self.commit()
 
 
 def autocommit(connection: Any) -> None:

@@ -29,6 +29,7 @@ class MariaDB(DatabaseServer):
                 program("mariadb-install-db"),
                 "--no-defaults",
                 f"--datadir={self.folder / 'data'}",
+                f"--tmpdir={self.folder}",  # another one at the same time would delete our files in /tmp
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 "--skip-name-resolve",
@@ -41,6 +42,7 @@ class MariaDB(DatabaseServer):
             program("mariadbd", "/usr/sbin"),
             "--no-defaults",
             f"--datadir={self.folder / 'data'}",
+            f"--tmpdir={self.folder}",
             f"--socket={self.folder / 'socket'}",
             f"--port={self.port}",
             f"--bind-address={self.host}",
