@@ -26,7 +26,7 @@ import pytest
 from tests.support.broker import BrokerProcess
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-DOCUMENTS: Final = ("README.md", "doc/client.md", "doc/blocking.md")
+DOCUMENTS: Final = ("README.md", "doc/client.md", "doc/blocking.md", "doc/marker.md")
 DOCUMENTED_ADDRESS: Final = "127.0.0.1:13800"
 RUN_SECONDS_MAX: Final = 30.0
 
