@@ -108,3 +108,22 @@ def test_frames_bring_every_message_once_in_order_within_the_window(sizes: list[
         outgoing.release(frame)
     assert blobs == [message.encoded() for message in messages]
     assert (outgoing.in_flight, outgoing.in_flight_bytes) == (0, 0)
+
+
+def test_who_waits_for_room_gets_it_before_plain_messages() -> None:
+    woken: list[None] = []
+    outgoing = Outgoing(3, lambda: woken.append(None))
+    assert outgoing.reserve(5, 10)  # alone, however large
+    assert not outgoing.reserve(1, 10)
+    outgoing.submit(Submission([Message("t", "x")], 0, lambda: None))
+    outgoing.give_back(3, 6)
+    assert not outgoing.reserve(2, 10)
+    assert outgoing.take(1 << 20) is None
+    count = len(woken)
+    outgoing.give_back(2, 4)
+    assert len(woken) == count + 1
+    assert outgoing.reserve(2, 10)
+    assert outgoing.take(1 << 20) is not None
+    assert not outgoing.reserve(1, UNANSWERED_BYTES_MAX)
+    outgoing.want_no_more()
+    assert (outgoing.in_flight, len(woken)) == (3, count + 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from kiteq.limits import MIB
+from kiteq.limits import MIB, PUBLISH_MESSAGES_MAX
 from kiteq.remoting.packets import Decide, Enlist, Goodbye, Hello, Prepare, Publish
 from kiteq_client import (
     Client,
@@ -13,7 +13,7 @@ from kiteq_client import (
     Outcome,
     Refused,
 )
-from kiteq_client.outgoing import Frame
+from kiteq_client.outgoing import FRAME_BYTES, Frame
 from tests.client.ledger import Ledger, everything, until
 from tests.client.peer import Connection, both_loops, peer
 
@@ -45,6 +45,29 @@ async def test_what_many_tasks_do_in_one_moment_leaves_in_one_packet() -> None:
     assert sorted(prepare.sizes) == [1] * 99 + [2]
     [decide] = ledger.packets(Decide)
     assert len(decide.tokens) == 100
+
+
+@both_loops
+async def test_a_packet_has_a_size_and_transactions_are_not_split_by_it() -> None:
+    ledger = Ledger()
+    async with (
+        peer(ledger.script) as address,
+        Client(address, group="g", topics=["trade"], max_in_flight=10_000) as client,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def transact(*messages: Message) -> None:
+            async with client.transaction(*messages):
+                pass
+
+        for _ in range(100):
+            tasks.start_soon(transact, *(message() for _ in range(7)))
+        for _ in range(10):
+            tasks.start_soon(transact, message(bytes(100_000)))
+    assert len(ledger.committed) == 110
+    frames = [packet.messages for packet in ledger.packets(Prepare)]
+    assert 100 < max(map(len, frames)) <= PUBLISH_MESSAGES_MAX
+    assert max(sum(map(len, frame)) for frame in frames) <= FRAME_BYTES
 
 
 @both_loops
