@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import trio
 
 from kiteq.pipe.checks import Checks
 from kiteq.pipe.delays import Delays
@@ -13,8 +15,6 @@ from kiteq.pipe.preparing import Preparing
 from kiteq.pipe.transactions import Transactions
 
 if TYPE_CHECKING:
-    import trio
-
     from kiteq.clock import Clock
     from kiteq.config import Settings
     from kiteq.pipe.deliveries import Deliveries
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from kiteq.store.store import Store
 
 __all__ = ["Core"]
+
+READING_BYTES: Final = 256 * 1024
+"""What a request that reads the disk counts among the uncommitted bytes of its client: few run at a time."""
 
 
 @dataclass(slots=True)
@@ -72,3 +75,19 @@ class Core:
         self.checks = Checks(self)
         self.preparing = Preparing(self)
         self.transactions = Transactions(self)
+
+    def start_reading(self, peer: Peer | None, work: Callable[[], Awaitable[None]]) -> None:
+        """Start what reads the disk for a client, None for an administrator; one with much of it is not read from."""
+        assert self.deliveries.nursery is not None
+        self.deliveries.nursery.start_soon(self._read, peer, work)
+        if peer is not None:
+            peer.uncommitted_bytes += READING_BYTES
+
+    async def _read(self, peer: Peer | None, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        finally:
+            if peer is not None:
+                peer.uncommitted_bytes -= READING_BYTES
+                self.turn.touch_peer(peer)  # its reader may wait for this
+        self.turn.end()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
 
 from kiteq.limits import TRANSACTION_ADDED_BYTES_MAX
 from kiteq.pipe.events import HalfFrame
 from kiteq.remoting.packets import Prepared, Refusal
+from kiteq.store.half_reading import read_halves
 from kiteq.store.halves import State
 from kiteq.store.writer import Recent, Submission
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from kiteq.store.tables import Row
 
 __all__ = ["Preparing"]
+
+FIRST_REFUSED: Final = ("store_full", "what this repeats was not stored", True)
 
 
 class Preparing:
@@ -35,7 +41,7 @@ class Preparing:
         submission.refusable = True
         submission.accepted_ms = now_ms = core.clock.epoch_ms()
         for frame in frames:
-            part = self._enlist(frame, peer.group, now_ms) if frame.token is not None else None
+            part = self._enlist(frame, peer, now_ms) if frame.token is not None else None
             slots.append(self._take(frame, peer, now_ms, submission) if frame.token is None and frame.ids else [])
             parts.append(part)
             if part is not None:
@@ -78,13 +84,13 @@ class Preparing:
         frame.message_ids = frame.message_ids[:messages]
         frame.crcs = frame.crcs[:messages]
 
-    def _enlist(self, frame: HalfFrame, group: str, now_ms: int) -> Row | None:
+    def _enlist(self, frame: HalfFrame, peer: Peer, now_ms: int) -> Row | None:
         """Add the messages of a frame to an open transaction; return their row."""
         token, halves = frame.token, self._halves
         assert token is not None
-        slot = halves.find(token[:16])
+        slot = self._open_slot(peer, token[:16])
         fault = None
-        if slot is None or halves.tally(slot).name != group or halves.state[slot] == State.PREPARING:
+        if slot is None:
             fault = ("unknown_transaction", f"transaction {token[:16].hex()} is not open here")
         elif halves.state[slot] == State.DECIDING:
             fault = ("transaction_conflict", f"transaction {token[:16].hex()} is decided already")
@@ -92,7 +98,7 @@ class Preparing:
             fault = ("transaction_too_large", f"over {TRANSACTION_ADDED_BYTES_MAX} bytes were added to the transaction")
         if fault is not None:
             self._core.counters["refused"] += len(frame.blobs)
-            self._core.duplicates.forget(group, frame.message_ids)
+            self._core.duplicates.forget(peer.group, frame.message_ids)
             frame.exceptions.append([0, *fault, False])
             frame.message_ids, frame.repeated = [], []
             return None
@@ -128,7 +134,12 @@ class Preparing:
                 halves.opened(taken)
                 check_ms = frame.check_after_ms or int(core.settings.check_after * 1000)
                 core.checks.schedule(taken, core.clock.epoch_ms() + check_ms)
-            self._answer(peer, frame, taken)
+            if frame.token is None:
+                self._answer(peer, frame, taken)
+            elif frame.repeated:
+                core.start_reading(peer, partial(self._compare, peer, frame))
+            else:
+                self._answer_enlist(peer, frame)
 
     def _answer(self, peer: Peer, frame: HalfFrame, slots: list[int]) -> None:
         halves = self._halves
@@ -138,17 +149,48 @@ class Preparing:
         handles = [0] * frame.total
         for place, slot in zip(frame.places, slots, strict=False):
             handles[place] = halves.handle[slot]
-        told = [(0, frame.token[:16])] if frame.token is not None and not frame.exceptions else frame.repeated
-        for place, transaction_id in told:
-            slot_of = halves.find(transaction_id)
-            if (
-                slot_of is not None
-                and halves.tally(slot_of).name == peer.group
-                and halves.state[slot_of] in (State.OPEN, State.PARKED)
-            ):
+        for place, transaction_id in frame.repeated:
+            slot_of = self._open_slot(peer, transaction_id)
+            if slot_of is not None and halves.state[slot_of] != State.DECIDING:
                 handles[place] = halves.handle[slot_of]
+            elif self._was_refused(peer, transaction_id):
+                frame.exceptions.append([place, *FIRST_REFUSED])
             else:
                 reason = f"transaction {transaction_id.hex()} is decided, or its message was sent, already"
                 frame.exceptions.append([place, "transaction_conflict", reason, False])
         frame.exceptions.sort(key=lambda exception: int(exception[0]))
         peer.send(Prepared(frame.request, handles[0] if frame.total == 1 else handles, frame.exceptions))
+
+    async def _compare(self, peer: Peer, frame: HalfFrame) -> None:
+        """Answer for messages to be added that were sent before: to this transaction, or otherwise."""
+        assert frame.token is not None
+        slot, message_id = self._open_slot(peer, frame.token[:16]), frame.repeated[0][1]
+        if slot is not None:
+            read = partial(read_halves, self._core.store.tables, self._halves.rows_of([slot]))
+            found = await trio.to_thread.run_sync(read)
+            if all(blob is None or blob[:16] != message_id for half in found.values() for blob in half.blobs):
+                reason = f"message {message_id.hex()} was sent before, and not in this transaction"
+                refused = self._was_refused(peer, message_id)
+                frame.exceptions.append([0, *(FIRST_REFUSED if refused else ("id_reused", reason, False))])
+        self._answer_enlist(peer, frame)
+
+    def _answer_enlist(self, peer: Peer, frame: HalfFrame) -> None:
+        assert frame.token is not None
+        slot = self._open_slot(peer, frame.token[:16])
+        if slot is None and not frame.exceptions:
+            reason = f"transaction {frame.token[:16].hex()} is decided already"
+            frame.exceptions.append([0, "transaction_conflict", reason, False])
+        handle = 0 if slot is None or frame.exceptions else self._halves.handle[slot]
+        peer.send(Prepared(frame.request, handle, frame.exceptions))
+
+    def _open_slot(self, peer: Peer, transaction_id: bytes) -> int | None:
+        """Return the slot of a transaction of the client's group that is durable and not decided yet."""
+        halves = self._halves
+        slot = halves.find(transaction_id)
+        if slot is None or halves.tally(slot).name != peer.group or halves.state[slot] == State.PREPARING:
+            return None
+        return slot
+
+    def _was_refused(self, peer: Peer, message_id: bytes) -> bool:
+        """Return whether the message that one is a repetition of was not stored after all."""
+        return self._core.duplicates.body_crc(peer.group, message_id) is None

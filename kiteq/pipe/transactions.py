@@ -21,6 +21,8 @@ import trio
 from kiteq.message import HEAD_OFFSET
 from kiteq.pipe.delays import frame_of, save_delayed, split_delayed
 from kiteq.pipe.events import Batch, Frame, Kind
+from kiteq.pipe.taking_over import committed
+from kiteq.store.barrier import durable
 from kiteq.store.half_reading import find_decisions, read_halves
 from kiteq.store.halves import State
 from kiteq.store.writer import Submission
@@ -143,7 +145,7 @@ class Transactions:
         if slots:
             self._take_decision(request, _Taken(places, ids, slots))
         if decided:
-            self._start(partial(self._compare, request, decided))
+            self._core.start_reading(request.peer, partial(self._compare, request, decided))
 
     def _wait_or_refuse(self, request: _Deciding, place: int, transaction_id: bytes, slot: int) -> None:
         halves = self._halves
@@ -172,7 +174,7 @@ class Transactions:
             return
         messages = self._halves.messages(taken.slots)
         if messages is None:
-            self._start(partial(self._read_and_commit, request, taken))
+            self._core.start_reading(request.peer, partial(self._read_and_commit, request, taken))
         else:
             self._commit(request, taken, messages)
 
@@ -219,7 +221,12 @@ class Transactions:
         """Commit transactions whose messages are on the disk, as many at a time as memory is spared for."""
         core, halves = self._core, self._halves
         left = list(zip(taken.places, taken.ids, taken.slots, strict=True))
+        if any(halves.handle[slot] in halves.parts for slot in taken.slots):
+            await committed(core)  # messages are being added, whose rows may not be on the disk yet
         while left:
+            await durable(
+                core.store
+            )  # messages that were added just now are read too, and one step is in memory at a time
             wanted = halves.rows_of(slot for _, _, slot in left)
             read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
             found = await trio.to_thread.run_sync(read)
@@ -304,13 +311,8 @@ class Transactions:
                 was = "committed" if decision.committed else "rolled back"
                 reason = f"transaction {transaction_id.hex()} was {was} by {row.by}"
                 request.refuse(place, "transaction_conflict", reason)
-        self._core.turn.end()
 
     def _unknown(self, request: _Deciding, place: int, transaction_id: bytes) -> None:
         self._core.counters["unknown_transactions"] += 1
         reason = f"transaction {transaction_id.hex()} is not known here: never prepared, or decided over an hour ago"
         request.refuse(place, "unknown_transaction", reason)
-
-    def _start(self, work: Callable[[], Any]) -> None:
-        assert self._core.deliveries.nursery is not None
-        self._core.deliveries.nursery.start_soon(work)

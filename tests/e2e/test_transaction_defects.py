@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import trio
 
 from kiteq.binding.bindings import fanout
 from kiteq.broker import Broker
 from kiteq.checking import tidy
 from kiteq.errors import StoreFull
+from kiteq.message import Message
 from kiteq.remoting import packets
 from kiteq.store.halves import Halves
 from kiteq.store.tables import Row, Table
-from tests.e2e.wire import connect, numbered, running
+from tests.e2e.wire import Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
 UNKNOWN = "unknown_transaction"
@@ -182,3 +184,62 @@ def test_undecided_transactions_of_many_clients_cost_each_no_more() -> None:
         halves.forget(*prepare(number))
     assert len(halves.instances) == 11
     assert [halves.instance_id(slots[0]) for _, slots in kept] == [ids[0] for ids, _ in kept]
+
+
+async def test_a_commit_from_the_disk_waits_for_what_was_added_just_now(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiteq.store.half_cache.HALF_CACHE_BYTES_MAX", 1)
+    first, added = numbered(2)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        other = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        await producer.prepare([first])
+        with held_disk(broker):
+            await producer.send(packets.Enlist(77, first.id, [added.encoded()]))
+            await nothing_moves(broker)
+            await other.send(packets.Decide(78, packets.DECISION_COMMIT, [first.id]))
+            await nothing_moves(broker)
+        assert (await producer.wait(packets.Prepared, 77)).exceptions == []
+        assert (await other.wait(packets.Decided, 78)).exceptions == []
+        assert [delivery.number for delivery in await consumer.take(2)] == [0, 1]
+
+
+async def test_a_message_of_another_transaction_is_not_added_in_silence(folder: Path) -> None:
+    given_up, kept, message = numbered(3)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        await producer.prepare([given_up])
+        await producer.enlist(given_up.id, [message])
+        await producer.roll_back(given_up.id)
+        prepared = await producer.prepare([kept])
+        assert codes((await producer.enlist(kept.id, [message])).exceptions) == [(0, "id_reused")]
+        again = Message("t", "a", message.body)
+        assert (await producer.enlist(kept.id, [again])).handles == prepared.handles
+        assert (await producer.enlist(kept.id, [again])).handles == prepared.handles
+        assert await producer.commit(kept.id) == []
+        assert [delivery.number for delivery in await consumer.take(2)] == [1, 2]
+        await consumer.take_nothing()
+
+
+@pytest.mark.parametrize("adds", [False, True])
+async def test_a_repetition_of_what_is_refused_is_refused_alike(folder: Path, adds: bool) -> None:
+    first, message = numbered(2)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        again = await connect(broker, "producers")
+        await producer.prepare([first])
+        sent = packets.Prepare(77, [message.encoded()], 1, 0)
+        with full_store(broker):
+            with held_disk(broker):
+                for client in (producer, again):
+                    await client.send(packets.Enlist(77, first.id, [message.encoded()]) if adds else sent)
+                    await nothing_moves(broker)
+            with pytest.raises(Refused, match="no room"):
+                await producer.wait(packets.Prepared, 77)
+            [[_, code, _, temporary]] = (await again.wait(packets.Prepared, 77)).exceptions
+            assert (code, temporary) == ("store_full", True)
+        repeated = await (again.enlist(first.id, [message]) if adds else again.prepare([message]))
+        assert repeated.exceptions == []
