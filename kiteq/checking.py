@@ -9,7 +9,7 @@ import trio
 
 from kiteq.errors import KiteQError
 from kiteq.limits import DECISION_KEEP_SECONDS
-from kiteq.store.barrier import durable
+from kiteq.pipe.taking_over import committed
 from kiteq.store.half_reading import rewritten
 from kiteq.store.half_records import COUNTER_KEY, parse_decisions
 from kiteq.store.half_recovery import clean_row
@@ -91,7 +91,7 @@ async def tidy(core: Core) -> None:
     halves = core.store.halves
     if halves.clean_below < halves.next_decision:
         below = halves.next_decision
-        await durable(core.store)  # decisions before this one are final now, so their transactions are not in memory
+        await committed(core)  # decisions before this one are final now, so their transactions are not in memory
         for row in list(halves.touched):
             if not await _rewrite(core, row):
                 return
@@ -99,7 +99,7 @@ async def tidy(core: Core) -> None:
         submission = Submission(lambda _error: None, urgent=False)
         submission.rows.append(clean_row(halves))
         core.store.writer.submit(submission)
-        await durable(core.store)
+        await committed(core)
     await _trim(core)
 
 
@@ -108,7 +108,7 @@ async def _rewrite(core: Core, row: int) -> bool:
     halves = core.store.halves
     value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, COUNTER_KEY.pack(row))
     while halves.is_leaving(row):
-        await durable(core.store)
+        await committed(core)
     if not halves.is_live(row) or value is None:
         halves.touched.pop(row, None)
         return True
@@ -135,7 +135,7 @@ async def _trim(core: Core) -> None:
         submission = Submission(lambda _error: None, urgent=False)
         submission.rows += page
         core.store.writer.submit(submission)
-        await durable(core.store)
+        await committed(core)
 
 
 def _old_decisions(core: Core, end: bytes, oldest_ms: int) -> list[Row]:

@@ -22,7 +22,6 @@ from kiteq.message import HEAD_OFFSET
 from kiteq.pipe.delays import frame_of, save_delayed, split_delayed
 from kiteq.pipe.events import Batch, Frame, Kind
 from kiteq.pipe.taking_over import committed
-from kiteq.store.barrier import durable
 from kiteq.store.half_reading import find_decisions, read_halves
 from kiteq.store.halves import State
 from kiteq.store.writer import Submission
@@ -221,12 +220,8 @@ class Transactions:
         """Commit transactions whose messages are on the disk, as many at a time as memory is spared for."""
         core, halves = self._core, self._halves
         left = list(zip(taken.places, taken.ids, taken.slots, strict=True))
-        if any(halves.handle[slot] in halves.parts for slot in taken.slots):
-            await committed(core)  # messages are being added, whose rows may not be on the disk yet
         while left:
-            await durable(
-                core.store
-            )  # messages that were added just now are read too, and one step is in memory at a time
+            await committed(core)  # so what is being added is on the disk, and one step at a time in memory
             wanted = halves.rows_of(slot for _, _, slot in left)
             read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
             found = await trio.to_thread.run_sync(read)
