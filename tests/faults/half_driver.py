@@ -59,13 +59,16 @@ class Transacting:
     """What a connection prepares, decides and is asked.
 
     prepared: transactions whose messages are all durable, with the broker's handle. codes: by transaction, what
-    the last decision about it brought, "ok" or the code of a refusal. questions: what was asked.
+    the last decision about it brought, "ok" or the code of a refusal. questions: what was asked. lost: transactions
+    whose preparing had no answer when the connection ended.
     """
 
     def __init__(self, connection: DriverConnection) -> None:
         self._connection = connection
         self._preparing: dict[int, list[tuple[str, list[str]]]] = {}
         self._deciding: dict[int, list[tuple[str, str]]] = {}
+        self._frames: dict[int, tuple[Sequence[Message], ...]] = {}
+        self.lost: list[Sequence[Message]] = []
         self.prepared: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.codes: dict[str, str] = {}
@@ -84,6 +87,7 @@ class Transacting:
         request = self._begin(parts)
         sizes = [len(messages) for _, messages in parts]
         blobs = [message.encoded() for _, messages in parts for message in messages]
+        self._frames[request] = transactions
         await self._connection.transmit(Prepare(request, blobs, sizes, round(check_after * 1000)))
 
     async def enlist(self, transaction: str, *messages: Message) -> None:
@@ -137,6 +141,7 @@ class Transacting:
                     asked = Asked(now, self._connection.name, self._connection.group, token[:16].hex())
                     self._connection.note(asked)
             case Refusal() if packet.request in self._preparing:
+                self._frames.pop(packet.request, None)
                 for transaction, messages in self._preparing.pop(packet.request):
                     self._refused(now, transaction, messages, packet.code)
             case Refusal() if packet.request in self._deciding:
@@ -149,6 +154,7 @@ class Transacting:
 
     def _take_prepared(self, packet: Prepared, now: float) -> None:
         exceptions = {item[0]: str(item[1]) for item in packet.exceptions}
+        self._frames.pop(packet.request, None)
         for index, (transaction, messages) in enumerate(self._preparing.pop(packet.request)):
             if (code := exceptions.get(index)) is not None:
                 self._refused(now, transaction, messages, code)
@@ -163,5 +169,7 @@ class Transacting:
 
     def forget(self) -> None:
         """Note that nothing will be answered any more."""
+        self.lost += [messages for frame in self._frames.values() for messages in frame]
+        self._frames.clear()
         self._preparing.clear()
         self._deciding.clear()

@@ -29,6 +29,9 @@ HEDGES_MAX: Final = 3
 """So often a check may bring no decision: the waits between checks double."""
 HEDGE: Final = 0.25
 """Chance of that."""
+CONTESTED: Final = 0.03
+CONTESTED_MAX: Final = 2
+"""Of the contested transactions, so many of the latest are decided again and again."""
 FORGET: Final = 0.01
 """Chance of no answer at all, each of which costs a long wait."""
 
@@ -38,7 +41,7 @@ class Ledger:
     """What a group's database knows. fates: COMMIT or ROLLBACK, by transaction; told: whether its producer decides.
 
     begun: transactions that are known to be durable: only those have a local transaction. confirmed: decisions
-    that the broker confirmed.
+    that the broker confirmed. contested: transactions that several members decide at once, each as it likes.
     """
 
     group: str
@@ -46,6 +49,7 @@ class Ledger:
     told: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
     confirmed: dict[str, int] = field(default_factory=dict)
+    contested: list[str] = field(default_factory=list)
 
     def answer(self, transaction: str) -> int:
         """Return what became of a transaction; one that was not begun never will be."""
@@ -62,10 +66,14 @@ class Ledger:
 async def transact(load: Load, ledger: Ledger, seed: str, topics: Sequence[str] = TOPICS) -> None:
     """Prepare, decide and answer checks until the run stops."""
     random = Random(seed)
+    lost: list[Sequence[Message]] = []
     while not load.stop:
         with suppress(Lost):
             connection = await open_connection(load.port, ledger.group, load.history, topics=topics)
-            await _Worker(load, ledger, connection, random).run()
+            # A client sends again what had no answer; a program that was started again does not.
+            again = lost if random.random() < 0.5 else []
+            lost = connection.transacting.lost
+            await _Worker(load, ledger, connection, random).run(again)
         await trio.sleep(RECONNECT_SECONDS)
 
 
@@ -80,20 +88,23 @@ class _Worker:
         self._random = random
         self._deciding: dict[str, int] = {}
 
-    async def run(self) -> None:
+    async def run(self, prepare_again: list[Sequence[Message]]) -> None:
         """Go on until the connection is lost, or the run stops."""
+        if prepare_again:
+            await self._half.prepare(*prepare_again, check_after=0.3)
         again = [one for one in self._ledger.told & self._ledger.begun if one not in self._ledger.confirmed]
         await self._decide(self._random.sample(sorted(again), len(again) // 2))  # the others are left to the checks
-        while not self._load.stop:
-            if self._connection.left:
-                break
-            load = self._load
+        load, ledger, random = self._load, self._ledger, self._random
+        while not load.stop and not self._connection.left:
             if not load.drain and load.sent < load.messages_max and self._half.unanswered < UNANSWERED_MAX:
                 await self._begin()
-            with trio.move_on_after(0.005 + 0.02 * self._random.random()):
+            with trio.move_on_after(0.005 + 0.02 * random.random()):
                 await self._connection.receive()
             await self._look_at_answers()
             await self._answer_checks()
+            for one in ledger.contested[-CONTESTED_MAX:]:
+                if random.random() < 0.1:
+                    await self._half.decide(random.choice((COMMIT, ROLLBACK)), one)
         await self._connection.answered()
         await self._connection.goodbye()
 
@@ -119,9 +130,14 @@ class _Worker:
 
     async def _look_at_answers(self) -> None:
         ledger, half, random = self._ledger, self._half, self._random
-        prepared = list(half.prepared)
+        prepared = [one for one in half.prepared if one not in ledger.begun and one not in ledger.contested]
         half.prepared.clear()
-        ledger.begun.update(one for one in prepared if one not in ledger.confirmed)
+        for one in prepared:
+            if random.random() < CONTESTED:
+                ledger.told.discard(one)
+                ledger.contested.append(one)
+            else:
+                ledger.begun.add(one)
         for one in prepared:
             if random.random() < 0.1 and self._load.sent < self._load.messages_max:
                 await half.enlist(one, self._message(), self._message())

@@ -91,12 +91,16 @@ class Decision:
 
 @dataclass(slots=True)
 class Transaction:
-    """Half messages that share one fate. messages: by id; refused: those that the broker did not take."""
+    """Half messages that share one fate.
+
+    messages: by id; refused: those that the broker did not take. connections: that began it; more than one when it
+    was prepared again without an answer.
+    """
 
     id: str
     producer: str
-    connection: str
     invoked_at: float
+    connections: set[str] = field(default_factory=set)
     prepared_at: float = float("inf")
     messages: dict[str, list[object]] = field(default_factory=dict)
     durable: set[str] = field(default_factory=set)
@@ -118,8 +122,8 @@ class Transaction:
 
     @property
     def topics(self) -> set[str]:
-        """Of its messages."""
-        return {str(message[1]) for message in self.messages.values()}
+        """Of the messages that are known to belong to it."""
+        return {str(message[1]) for one, message in self.messages.items() if one in self.durable}
 
 
 @dataclass(slots=True)
@@ -272,8 +276,9 @@ class _Builder:
         match event:
             case HalfInvoked():
                 transaction = model.transactions.setdefault(
-                    event.transaction, Transaction(event.transaction, event.producer, event.connection, event.at)
+                    event.transaction, Transaction(event.transaction, event.producer, event.at)
                 )
+                transaction.connections.add(event.connection)
                 for message in event.messages:
                     transaction.messages[str(message[0])] = message
                     model.transaction_of[str(message[0])] = transaction

@@ -109,7 +109,7 @@ def _kept_until_decided(model: Model) -> Iterator[Violation]:
 def _asked_who_publishes(model: Model, transaction: Transaction) -> Iterator[Violation]:
     for asked in transaction.asked:
         connection = model.connections.get(asked.connection)
-        if connection is None or connection.topics is None or asked.connection == transaction.connection:
+        if connection is None or connection.topics is None or asked.connection in transaction.connections:
             continue
         if not transaction.topics <= set(connection.topics):
             text = f"asked a client that publishes {connection.topics} about {sorted(transaction.topics)}"
