@@ -93,8 +93,7 @@ async def tidy(core: Core) -> None:
         below = halves.next_decision
         await committed(core)  # decisions before this one are final now, so their transactions are not in memory
         for row in list(halves.touched):
-            if not await _rewrite(core, row):
-                return
+            await _rewrite(core, row)
         halves.clean_below = below
         submission = Submission(lambda _error: None, urgent=False)
         submission.rows.append(clean_row(halves))
@@ -103,24 +102,24 @@ async def tidy(core: Core) -> None:
     await _trim(core)
 
 
-async def _rewrite(core: Core, row: int) -> bool:
-    """Leave only the undecided transactions in a row; return whether that is done or not needed any more."""
-    halves = core.store.halves
-    value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, COUNTER_KEY.pack(row))
+async def _rewrite(core: Core, row: int) -> None:
+    """Leave only the undecided transactions in a row, if there are any; a damaged one goes to quarantine."""
+    halves, key = core.store.halves, COUNTER_KEY.pack(row)
+    value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, key)
     while halves.is_leaving(row):
         await committed(core)
+    halves.touched.pop(row, None)
     if not halves.is_live(row) or value is None:
-        halves.touched.pop(row, None)
-        return True
+        return
+    submission = Submission(lambda _error: None, urgent=False)
     new = rewritten(row, value, halves.undecided)
     if new is None:
-        log.error("a row of half messages is damaged", row=row)
-        return False
-    submission = Submission(lambda _error: None, urgent=False)
-    submission.rows.append(new)
+        core.store.damaged_records += 1
+        log.error("a row of half messages is damaged, and was put into quarantine", row=row)
+        submission.rows += [(Table.QUARANTINE, key, value), (Table.HALF, key, None)]
+    else:
+        submission.rows.append(new)
     core.store.writer.submit(submission)
-    halves.touched.pop(row, None)
-    return True
 
 
 async def _trim(core: Core) -> None:

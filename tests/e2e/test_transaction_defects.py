@@ -243,3 +243,23 @@ async def test_a_repetition_of_what_is_refused_is_refused_alike(folder: Path, ad
             assert (code, temporary) == ("store_full", True)
         repeated = await (again.enlist(first.id, [message]) if adds else again.prepare([message]))
         assert repeated.exceptions == []
+
+
+async def test_a_damaged_row_does_not_keep_decisions_for_ever(folder: Path) -> None:
+    decided, left = numbered(2)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([decided, left])
+        await producer.roll_back(decided.id)
+        store = broker.core.store
+        [(key, value)] = store.tables.scan(Table.HALF, b"", b"\xff" * 9)
+        damaged = bytes([value[0] ^ 1]) + value[1:]
+        store.tables.apply([(Table.HALF, key, damaged)])
+        await tidy(broker.core)
+        assert store.halves.clean_below == store.halves.next_decision
+        assert store.tables.get(Table.QUARANTINE, key) == damaged
+        assert (await producer.admin("stat"))["damaged_records"] == 1
+        assert await producer.roll_back(left.id) == []
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        assert codes(await producer.commit(decided.id, left.id)) == [(0, CONFLICT), (1, CONFLICT)]
