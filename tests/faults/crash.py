@@ -53,9 +53,9 @@ class Disagreement(Exception):
 class _Producer:
     """The producer's process."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, timeout: float) -> None:
         self._folder = folder
-        self._command = [sys.executable, "-m", "tests.faults.crashing_producer", address]
+        self._command = [sys.executable, "-m", "tests.faults.crashing_producer", address, str(timeout)]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -101,7 +101,7 @@ class _Producer:
 class Crash:
     """One store, and all that happens to it."""
 
-    def __init__(self, folder: Path, history: History, *, keep_seconds: float | None) -> None:
+    def __init__(self, folder: Path, history: History, *, keep_seconds: float | None, timeout: float) -> None:
         environment = {
             "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'client'}",
             "KITEQ_CHECK_AFTER": "0.1s",
@@ -112,7 +112,7 @@ class Crash:
             environment[KEEP_VARIABLE] = str(keep_seconds)
         self.folder = folder
         self.broker = BrokerProcess(folder, environment=environment, module="tests.faults.crashing_broker")
-        self.producer = _Producer(folder, self.broker.address)
+        self.producer = _Producer(folder, self.broker.address, timeout)
         self._history = history
         self.seen: dict[str, set[str]] = {group: set() for group in GROUPS}
         self._taking: trio.Nursery | None = None
@@ -248,12 +248,15 @@ class Crash:
 
 
 @asynccontextmanager
-async def crashing(folder: Path, *, keep_seconds: float | None = None) -> AsyncIterator[Crash]:
-    """Run a broker, a producer and two consuming groups; leaving judges what was seen."""
+async def crashing(folder: Path, *, keep_seconds: float | None = None, timeout: float = 5.0) -> AsyncIterator[Crash]:
+    """Run a broker, a producer and two consuming groups; leaving judges what was seen.
+
+    keep_seconds: how long the broker keeps decisions. timeout: of the producer's client, in seconds.
+    """
     path = folder / "history.jsonl"
     with History(path) as history:
         history.write(Run(time.monotonic(), 60.0, resends=True))
-        crash = Crash(folder, history, keep_seconds=keep_seconds)
+        crash = Crash(folder, history, keep_seconds=keep_seconds, timeout=timeout)
         try:
             await crash.start_broker()
             for group, bindings in GROUPS.items():

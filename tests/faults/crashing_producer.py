@@ -1,6 +1,6 @@
 """A program that binds messages to its own database, with traps at its steps; for the crash-point suite.
 
-`python -m tests.faults.crashing_producer ADDRESS`, in the folder that it shares with the test: databases,
+`python -m tests.faults.crashing_producer ADDRESS TIMEOUT`, in the folder that it shares with the test: databases,
 history, and the trap are there. A line on its standard input is a `Round`, and "done" the answer.
 
 Each transaction of a round has a database file of its own, so that all are inside their local transaction at
@@ -265,14 +265,16 @@ def _trap_decisions(trap: Trap) -> None:
     setattr(Deciding, "take", taking)  # noqa: B010 mypy takes no other
 
 
-async def _main(address: str) -> None:
+async def _main(address: str, timeout: float) -> None:
     folder = Path.cwd()
     trap = Trap(folder, PRODUCER)
     _trap_decisions(trap)
     kiteq_client.broker.RECONNECT_SECONDS_MAX = 0.1  # type: ignore[misc]
     with History(folder / HISTORY, mortal=True) as history:
         producer = _Producer(folder, history, trap)
-        client = Client(f"kiteq://{address}", group=GROUP, topics=TOPICS, on_check=producer, wait=False)
+        client = Client(
+            f"kiteq://{address}", group=GROUP, topics=TOPICS, on_check=producer, timeout=timeout, wait=False
+        )
         producer.client = client
         async with client:
             while line := await asyncio.to_thread(sys.stdin.readline):
@@ -282,4 +284,4 @@ async def _main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    asyncio.run(_main(sys.argv[1], float(sys.argv[2])))

@@ -23,6 +23,12 @@ from tests.faults.trap import BROKER, PRODUCER, set_trap
 pytestmark = pytest.mark.slow
 
 VICTIMS: Final = ((BROKER,), (PRODUCER,), (BROKER, PRODUCER))
+AWAY: Final = (
+    "half-arrived", "half-durable", "part-arrived", "part-durable", "row-written", "decision-made",
+    "decision-arrived", "decision-durable",
+)  # fmt: skip
+"""Steps at which the client waits for the broker, or soon will."""
+CLIENT_TIMEOUT: Final = 0.3
 RECOVERY: Final = ("recovering", "recovered")
 
 
@@ -107,6 +113,18 @@ async def test_everything_agrees_after_a_crash_while_old_decisions_go(tmp_path: 
             await crash.play(Round(commit))
             set_trap(tmp_path, point, victims)
             await crash.wait_sprung(point, victims)
+            await crash.restart()
+            await crash.agree()
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_everything_agrees_when_the_broker_is_away_for_longer_than_clients_wait(
+    tmp_path: Path, commit: bool
+) -> None:
+    async with crashing(tmp_path, timeout=CLIENT_TIMEOUT) as crash:
+        for point in AWAY:
+            await crash.spring(point, (BROKER,), commit if point.startswith("decision") else None, Round(commit))
+            await trio.sleep(3 * CLIENT_TIMEOUT)
             await crash.restart()
             await crash.agree()
 
