@@ -166,17 +166,14 @@ class PostgresDatabase:
         self._admin.execute(f"CREATE DATABASE {self.database}")
 
     def connect(self, *, waits: bool = True) -> Any:
-        connection = self._open()
-        connection.execute(f"SET lock_timeout = {5000 if waits else 1}")
-        connection.commit()
-        return connection
+        return self._open(f"-c lock_timeout={5000 if waits else 1}")
 
     def own(self) -> Any:
-        return self._open()
+        return self._open("")
 
-    def _open(self) -> Any:
+    def _open(self, options: str) -> Any:
         return PausingPostgres.connect(
-            f"host={self.server.host} port={self.server.port} user=kiteq dbname={self.database}"
+            f"host={self.server.host} port={self.server.port} user=kiteq dbname={self.database}", options=options
         )
 
     def kill(self, connection: Any) -> None:

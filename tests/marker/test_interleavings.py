@@ -14,7 +14,7 @@ from tests.marker.databases import Database
 from tests.marker.schedule import Kind, Scenarios, Violation
 
 SCENARIOS_OF_EACH_KIND = 1_000
-SWALLOWING = 500
+SWALLOWING = 200
 DEFECT_SCENARIOS_MAX = 2_000
 
 
