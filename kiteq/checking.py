@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,7 +19,7 @@ from kiteq.store.writer import Submission
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
-    from kiteq.store.tables import Row
+    from kiteq.store.tables import Row, Tables
 
 __all__ = ["run_checks"]
 
@@ -30,6 +31,8 @@ SLOTS_PER_STEP: Final = 10_000
 """Slots looked at before other tasks get their turn: about a millisecond."""
 TIDY_SECONDS: Final = 30.0
 """Rows with decided transactions in them are rewritten this often, and old decisions dropped."""
+REWRITTEN_BYTES: Final = 8 << 20
+"""Rewritten rows that wait for the disk at a time."""
 TRIM_BYTES: Final = 1 << 20
 """Old decisions read and dropped in one piece."""
 
@@ -92,8 +95,12 @@ async def tidy(core: Core) -> None:
     if halves.clean_below < halves.next_decision:
         below = halves.next_decision
         await committed(core)  # decisions before this one are final now, so their transactions are not in memory
+        written = 0
         for row in list(halves.touched):
-            await _rewrite(core, row)
+            written += await _rewrite(core, row)
+            if written >= REWRITTEN_BYTES:
+                await committed(core)
+                written = 0
         halves.clean_below = below
         submission = Submission(lambda _error: None, urgent=False)
         submission.rows.append(clean_row(halves))
@@ -102,15 +109,18 @@ async def tidy(core: Core) -> None:
     await _trim(core)
 
 
-async def _rewrite(core: Core, row: int) -> None:
-    """Leave only the undecided transactions in a row, if there are any; a damaged one goes to quarantine."""
+async def _rewrite(core: Core, row: int) -> int:
+    """Leave only the undecided transactions in a row, if there are any; return how many bytes are written.
+
+    A damaged row goes to quarantine.
+    """
     halves, key = core.store.halves, COUNTER_KEY.pack(row)
     value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, key)
     while halves.is_leaving(row):
         await committed(core)
     halves.touched.pop(row, None)
     if not halves.is_live(row) or value is None:
-        return
+        return 0
     submission = Submission(lambda _error: None, urgent=False)
     new = rewritten(row, value, halves.undecided)
     if new is None:
@@ -120,15 +130,15 @@ async def _rewrite(core: Core, row: int) -> None:
     else:
         submission.rows.append(new)
     core.store.writer.submit(submission)
+    return len(value)
 
 
 async def _trim(core: Core) -> None:
     """Drop old decisions, and with each of their transactions what is known of its checks."""
     halves = core.store.halves
-    oldest_ms = core.clock.epoch_ms() - int(DECISION_KEEP_SECONDS * 1000)
     end = COUNTER_KEY.pack(halves.clean_below)
     while True:
-        page = await trio.to_thread.run_sync(_old_decisions, core, end, oldest_ms)
+        page = await trio.to_thread.run_sync(_old_decisions, core.store.tables, end, core.clock.epoch_ms())
         if not page:
             return
         submission = Submission(lambda _error: None, urgent=False)
@@ -137,17 +147,27 @@ async def _trim(core: Core) -> None:
         await committed(core)
 
 
-def _old_decisions(core: Core, end: bytes, oldest_ms: int) -> list[Row]:
-    """Return the deletions for a page of decisions that are older than a time; called in a thread."""
-    rows: list[Row] = []
-    for key, value in core.store.tables.scan(Table.DECISIONS, b"", end, bytes_max=TRIM_BYTES):
-        rows.append((Table.DECISIONS, key, None))
-        try:
-            decided = parse_decisions(key, value)
-        except KiteQError:
-            continue  # a damaged row says nothing, however old
-        if decided.at_ms >= oldest_ms:
-            rows.pop()
-            break
-        rows += [(Table.CHECKS, COUNTER_KEY.pack(one.handle), None) for one in decided.decisions if one.asked]
-    return rows
+def _old_decisions(tables: Tables, end: bytes, now_ms: int) -> list[Row]:
+    """Return the deletions for a page of decisions that nobody needs any more; called in a thread.
+
+    What was decided before an old one is old, too. That is told of damaged rows, and of those written while the
+    clock of an earlier run was ahead.
+    """
+    oldest_ms = now_ms - int(DECISION_KEEP_SECONDS * 1000)
+    old: list[Row] = []
+    unclear: list[Row] = []
+    start = b""
+    while not old and (page := tables.scan(Table.DECISIONS, start, end, bytes_max=TRIM_BYTES)):
+        for key, value in page:
+            unclear.append((Table.DECISIONS, key, None))
+            with suppress(KiteQError):
+                decided = parse_decisions(key, value)
+                asked = [one.handle for one in decided.decisions if one.asked]
+                unclear += [(Table.CHECKS, COUNTER_KEY.pack(handle), None) for handle in asked]
+                if decided.at_ms < oldest_ms:
+                    old += unclear
+                    unclear = []
+                elif decided.at_ms <= now_ms:
+                    return old
+        start = page[-1][0] + b"\0"
+    return old

@@ -19,7 +19,7 @@ from kiteq.message import Message
 from kiteq.remoting import packets
 from kiteq.store.halves import Halves
 from kiteq.store.tables import Row, Table
-from tests.e2e.wire import Refused, connect, numbered, running
+from tests.e2e.wire import JumpingClock, Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
 UNKNOWN = "unknown_transaction"
@@ -263,3 +263,23 @@ async def test_a_damaged_row_does_not_keep_decisions_for_ever(folder: Path) -> N
     async with running(folder) as broker:
         producer = await connect(broker, "producers")
         assert codes(await producer.commit(decided.id, left.id)) == [(0, CONFLICT), (1, CONFLICT)]
+
+
+async def test_decisions_of_a_time_when_the_clock_was_ahead_are_dropped_an_hour_after_the_next(folder: Path) -> None:
+    clock = JumpingClock()
+    clock.advance(365 * 86_400)
+    first, second = numbered(2)
+    async with running(folder, clock) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([first])
+        await producer.roll_back(first.id)
+    clock = JumpingClock()
+    async with running(folder, clock) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([second])
+        await producer.roll_back(second.id)
+        await tidy(broker.core)
+        assert codes(await producer.commit(first.id, second.id)) == [(0, CONFLICT), (1, CONFLICT)]
+        clock.advance(3601)
+        await tidy(broker.core)
+        assert broker.core.store.tables.scan(Table.DECISIONS, b"", b"\xff" * 9) == []
