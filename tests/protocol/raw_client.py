@@ -35,13 +35,16 @@ class Message:
     flags: int = 0
     properties: dict[str, str] = field(default_factory=dict)
     key: str | None = None
+    delay_ms: int | None = None
+    deliver_at_ms: int | None = None
     id: bytes = field(default_factory=lambda: os.urandom(16))
     created_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     def encode(self) -> bytes:
         """Return the bytes of the message, both checksums included."""
         head: bytes = msgpack.packb([self.topic, self.type, self.ttl_ms, self.deliver_limit, self.flags])
-        extras = msgpack.packb([self.properties, self.key, None]) if self.properties or self.key else b""
+        options = [self.properties, self.key, self.delay_ms, self.deliver_at_ms]
+        extras = msgpack.packb(options) if any(options) else b""
         rest = FIXED.pack(self.id, zlib.crc32(self.body), self.created_ms, len(head)) + head
         rest += struct.pack(">H", len(extras)) + extras + self.body
         return rest + struct.pack("<I", zlib.crc32(rest))
@@ -56,7 +59,8 @@ class Message:
         if zlib.crc32(data) != CRC_OF_WHOLE_MESSAGE or zlib.crc32(body) != body_crc:
             raise ValueError("the message is damaged")
         topic, message_type, *rest = msgpack.unpackb(head)[:5]
-        rest += [*(msgpack.unpackb(extras)[:2] if extras else ({}, None)), identity, created_ms]
+        options = [*(msgpack.unpackb(extras) if extras else ({}, None, None)), None][:4]
+        rest += [*options, identity, created_ms]
         return cls(topic, message_type, body, *rest)
 
 
@@ -69,7 +73,7 @@ class Delivery(NamedTuple):
     message: Message
 
 
-class RawClient(AbstractContextManager["RawClient"]):
+class RawClient(AbstractContextManager[Any]):
     """One connection; a call that is a request returns when it is answered. Leaving the block just closes it."""
 
     def __init__(self, host: str, port: int) -> None:
