@@ -29,7 +29,7 @@ from tests.protocol.world import World
 pytestmark = pytest.mark.slow
 
 LATER = 60_000
-UNSUBSCRIBE, SUBSCRIBED, FANOUT = 20, 19, 2
+SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, FANOUT = 18, 19, 20, 2
 FLY = 2
 
 
@@ -275,6 +275,27 @@ def test_of_one_enlist_all_messages_are_added_or_none(world: World) -> None:
     assert consumer.body() == b"first"
     assert producer.publish(spared) == ([1], True, [])
     assert consumer.body() == b"spared"
+
+
+def test_so_much_may_be_added_to_a_transaction_and_no_more(world: World) -> None:
+    producer, mebibyte = world.producer(), bytes(1_048_576)
+    token = producer.prepare_one(world.message(), check_after_ms=LATER)
+    for _ in range(15):
+        assert producer.enlist(token, world.message(mebibyte)) == []
+    # The sixteenth is more than what is left: a message is longer than its body.
+    assert codes(producer.enlist(token, world.message(mebibyte))) == refused("transaction_too_large")
+    assert producer.enlist(token, world.message(b"small")) == []
+    assert producer.decide(ROLLBACK, token) == []
+
+
+def test_what_is_committed_for_nobody_is_kept_for_a_group_that_starts_with_the_first(world: World) -> None:
+    producer, late = world.producer(), world.producer(group=world.consumers)
+    token = producer.prepare_one(world.message(), world.message(b"bill", world.other_topic))
+    assert producer.decide(COMMIT, token) == []
+    late.grant(10)
+    late.ask(SUBSCRIBE, [[world.topic, FANOUT, "*", None, True, "first"]], answer=SUBSCRIBED)
+    assert late.body() == b"order"
+    assert late.bodies() == set()
 
 
 def test_what_is_stored_elsewhere_is_not_enlisted(world: World) -> None:
