@@ -208,6 +208,7 @@ class Crash:
             groups = await inspector.admin("group.list")
             is_quiet = not any(row["pending"] + row["in_flight"] + row["retrying"] for row in groups)
             is_quiet = is_quiet and not await inspector.admin("tx.list")
+            is_quiet = is_quiet and not (await inspector.admin("stat"))["delayed"]["messages"]
             agreed_at = (agreed_at or now) if is_quiet else 0.0
             await trio.sleep(POLL_SECONDS)
         await inspector.goodbye()

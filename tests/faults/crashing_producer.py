@@ -48,7 +48,10 @@ GROUP: Final = "bank"
 TOPICS: Final = ("orders", "events")
 HISTORY: Final = "producer.jsonl"
 SHAPES: Final = ("single", "several", "added", "raised", "opposite")
-"""One message; three in two topics; one and two that are added; left by an exception; decided the other way."""
+"""One message; three in two topics, one of them delayed; one and two that are added; left by an exception; and one
+that is decided the other way."""
+
+DELAY_SECONDS: Final = 0.2
 
 
 class Round(NamedTuple):
@@ -95,7 +98,10 @@ class _Work:
         self.commits = round_.commit != (shape == "opposite")
         self.is_silent = round_.silent and shape not in {"opposite", "raised"}
         kinds = {"several": [("orders", "paid"), ("events", "x"), ("orders", "sent")]}
-        self.messages = [Message(*kind, shape) for kind in kinds.get(shape, [("orders", "paid")])]
+        self.messages = [
+            Message(*kind, shape, delay=DELAY_SECONDS if kind[1] == "sent" else None)
+            for kind in kinds.get(shape, [("orders", "paid")])
+        ]
         self.id = self.messages[0].id.hex()
         self.transaction: Transaction = producer.client.transaction(*self.messages, check_after=round_.check_after)
         self.stack = AsyncExitStack()
