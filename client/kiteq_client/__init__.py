@@ -1,6 +1,6 @@
 """The client of kiteq: send durable messages, and handle those your group is bound to."""
 
-from kiteq.binding.bindings import direct, fanout, regex
+from kiteq.binding.bindings import Binding, direct, fanout, regex
 from kiteq.errors import (
     AuthenticationError,
     ClientClosed,
@@ -26,6 +26,7 @@ from kiteq_client.transaction import Outcome, Transaction
 
 __all__ = [
     "AuthenticationError",
+    "Binding",
     "Checker",
     "Client",
     "ClientClosed",
