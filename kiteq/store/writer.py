@@ -221,7 +221,7 @@ class Writer:
     def _check_room(self, batch: list[Submission]) -> None:
         """Raise `StoreFull` when what may be refused would fill the store above the share kept for acks."""
         growth = sum([one.growth_bytes() for one in batch if one.may_be_refused and not one.moves])
-        if growth <= self._room_bytes:
+        if growth <= max(self._room_bytes, 0):  # less than none is left when acks use the share kept for them
             self._room_bytes -= growth
             return
         usage = self._tables.usage()
