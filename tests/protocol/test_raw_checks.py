@@ -158,6 +158,22 @@ def test_the_answer_of_another_group_does_not_count(world: World) -> None:
     assert (shown["state"], shown["unknowns"]) == ("open", 0)
 
 
+def test_any_connection_of_the_group_may_answer_the_question(world: World) -> None:
+    producer, member = world.producer(), world.producer()
+    token = producer.prepare_one(world.message(), check_after_ms=SOON)
+    assert producer.question().token == token
+    assert member.decide(UNKNOWN, token) == []
+    assert row(producer, token)["unknowns"] == 1
+
+
+def test_one_connection_of_an_instance_is_asked(world: World) -> None:
+    instance = os.urandom(16)
+    clients = [world.producer(instance=instance) for _ in range(2)]
+    token = clients[0].prepare_one(world.message(), check_after_ms=SOON)
+    time.sleep(0.5)
+    assert [question.token for client in clients for question in client.questions()] == [token]
+
+
 def test_an_answer_given_twice_counts_once(world: World) -> None:
     producer = world.producer()
     token = producer.prepare_one(world.message(), check_after_ms=SOON)
