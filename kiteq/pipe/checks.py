@@ -23,12 +23,14 @@ import structlog
 import trio
 
 from kiteq.limits import (
+    CHECK_AFTER_SECONDS_MAX,
     CHECK_ANSWER_SECONDS,
     CHECK_HISTORY_MAX,
     CHECK_INTERVAL_SECONDS_MAX,
     PARKED_CHECK_SECONDS,
 )
 from kiteq.pipe.settlement import head_of
+from kiteq.pipe.taking_over import committed
 from kiteq.remoting.packets import DECISION_UNKNOWN, Ask
 from kiteq.store.half_reading import HalfRead, read_checks, read_halves
 from kiteq.store.half_records import COUNTER_KEY, CheckState, pack_checks
@@ -56,6 +58,8 @@ ASK_OUTBOX_BYTES_MAX: Final = 4 << 20
 """A client for which more waits to be sent is asked about the rest later: it would be cut off as slow."""
 LATER_SECONDS: Final = 1.0
 """So much later."""
+TAKEN_MAX: Final = 2_000
+"""Due transactions taken in one tick: those about which nobody can be asked must not hold up the others."""
 LOOKED_AT_MAX: Final = 20_000
 """Entries looked at in one tick, most of which may be decided: a few milliseconds."""
 UNREADABLE_RETRY_SECONDS: Final = 3_600.0
@@ -114,10 +118,20 @@ class Checks:
             due[slot] = bucket
             entries.append(slot)
 
+    def begin(self, slots: Iterable[int], due_ms: float) -> None:
+        """Plan the first check of new transactions; what waited in their slots before does so no longer."""
+        if self._waiting or self._released:
+            for slot in slots:
+                if slot < len(self._waits):
+                    self._waits[slot] = 0
+        self.schedule(slots, due_ms)
+
     def restore(self, planned: Iterable[tuple[Sequence[int], int]]) -> None:
         """Plan the checks of what was undecided before a restart: (slots, when in ms since 1970) each."""
+        latest_ms = self._core.clock.epoch_ms() + int(CHECK_AFTER_SECONDS_MAX * 1000)
         for slots, due_ms in planned:
-            self.schedule(slots, due_ms)
+            # No wait is longer: the clock was ahead when this was planned.
+            self.schedule(slots, due_ms if due_ms <= latest_ms else 0)
             for slot in slots if len(slots) == 1 else ():
                 if self._halves.state[slot] == State.PARKED:
                     self._wait_for_member(slot)
@@ -228,7 +242,11 @@ class Checks:
         for handle, asked in list(self._asked.items()):
             if now >= asked.deadline:
                 self._no_answer(handle, asked, "no answer")
-        chosen = [slot for slot in self._take_due(int(self._allowance)) if self._may_ask(slot, now)]
+        chosen: list[int] = []
+        taken = 0
+        while taken < TAKEN_MAX and (due := self._take_due(int(self._allowance) - len(chosen))):
+            taken += len(due)
+            chosen += [slot for slot in due if self._may_ask(slot, now)]
         if chosen:
             self._allowance -= len(chosen)
             await self._ask(chosen)
@@ -251,6 +269,8 @@ class Checks:
     async def _ask(self, slots: Sequence[int]) -> None:
         core, halves = self._core, self._halves
         handles = [halves.handle[slot] for slot in slots]
+        if any(handle in halves.parts for handle in handles):
+            await committed(core)  # messages are being added, whose rows may not be on the disk yet
         wanted = halves.rows_of(slots)
         asked_before = [handle for slot, handle in zip(slots, handles, strict=True) if halves.asks[slot]]
         tables = core.store.tables

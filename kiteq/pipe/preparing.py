@@ -133,7 +133,7 @@ class Preparing:
                 core.counters["prepared"] += len(taken)
                 halves.opened(taken)
                 check_ms = frame.check_after_ms or int(core.settings.check_after * 1000)
-                core.checks.schedule(taken, core.clock.epoch_ms() + check_ms)
+                core.checks.begin(taken, core.clock.epoch_ms() + check_ms)
             if frame.token is None:
                 self._answer(peer, frame, taken)
             elif frame.repeated:

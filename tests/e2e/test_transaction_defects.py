@@ -19,7 +19,7 @@ from kiteq.message import Message
 from kiteq.remoting import packets
 from kiteq.store.halves import Halves
 from kiteq.store.tables import Row, Table
-from tests.e2e.wire import JumpingClock, Refused, connect, numbered, running
+from tests.e2e.wire import TICK_SECONDS, JumpingClock, Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
 UNKNOWN = "unknown_transaction"
@@ -283,3 +283,44 @@ async def test_decisions_of_a_time_when_the_clock_was_ahead_are_dropped_an_hour_
         clock.advance(3601)
         await tidy(broker.core)
         assert broker.core.store.tables.scan(Table.DECISIONS, b"", b"\xff" * 9) == []
+
+
+async def test_a_check_is_not_put_off_because_messages_are_being_added(folder: Path) -> None:
+    clock = JumpingClock()
+    first, added = numbered(2)
+    async with running(folder, clock) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([first])
+        with held_disk(broker):
+            await producer.send(packets.Enlist(77, first.id, [added.encoded()]))
+            await nothing_moves(broker)
+            clock.advance(7)
+            await trio.sleep(TICK_SECONDS)
+        assert (await producer.wait(packets.Ask)).messages == [first.encoded()]
+
+
+async def test_transactions_of_a_time_when_the_clock_was_ahead_are_asked_about(folder: Path) -> None:
+    clock = JumpingClock()
+    clock.advance(365 * 86_400)
+    [message] = numbered(1)
+    async with running(folder, clock) as broker:
+        producer = await connect(broker, "producers", instance=b"1" * 16)
+        await producer.prepare([message])
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers", instance=b"1" * 16)
+        assert (await producer.wait(packets.Ask)).messages == [message.encoded()]
+
+
+async def test_a_new_transaction_in_the_place_of_a_parked_one_is_not_asked_about_early(folder: Path) -> None:
+    clock = JumpingClock()
+    parked, new = numbered(2)
+    async with running(folder, clock, check_limit=1) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([parked])
+        clock.advance(7)
+        asked = await producer.wait(packets.Ask)
+        await producer.decide(packets.DECISION_UNKNOWN, asked.tokens)
+        assert await producer.roll_back(parked.id) == []
+        await producer.prepare([new])
+        await connect(broker, "producers")
+        await producer.asked_nothing()
