@@ -29,9 +29,10 @@ from kiteq.limits import (
     CHECK_INTERVAL_SECONDS_MAX,
     PARKED_CHECK_SECONDS,
 )
+from kiteq.pipe.questions import send_questions
 from kiteq.pipe.settlement import head_of
 from kiteq.pipe.taking_over import committed
-from kiteq.remoting.packets import DECISION_UNKNOWN, Ask
+from kiteq.remoting.packets import DECISION_UNKNOWN
 from kiteq.store.half_reading import HalfRead, read_checks, read_halves
 from kiteq.store.half_records import COUNTER_KEY, CheckState, pack_checks
 from kiteq.store.halves import State
@@ -50,8 +51,6 @@ BUCKET_SHIFT: Final = 6
 """A bucket of the wheel is 64 ms wide."""
 JITTER_SHARE: Final = 0.1
 """Up to this much longer, so that what was prepared together is not asked about together for ever."""
-ASK_BYTES_MAX: Final = 512 * 1024
-"""One frame of questions is cut at this size, unless a single message is larger."""
 GONE_INSTANCES_MAX: Final = 10_000
 """Clients whose departure is remembered; the others are taken to be gone since the start."""
 ASK_OUTBOX_BYTES_MAX: Final = 4 << 20
@@ -101,8 +100,7 @@ class Checks:
         self._released: deque[tuple[int, array[int]]] = deque()
         """Such arrays of groups of which a member has connected since."""
         self._allowance = 0.0
-        self._allowance_at = core.clock.monotonic()
-        self._started_at = core.clock.monotonic()
+        self._allowance_at = self._started_at = core.clock.monotonic()
 
     # --- when ---------------------------------------------------------------------------------
 
@@ -173,12 +171,10 @@ class Checks:
         return taken
 
     def _back_off(self, slot: int) -> None:
-        core = self._core
-        wait_s = min(core.settings.check_after * 2.0 ** self._halves.asks[slot], CHECK_INTERVAL_SECONDS_MAX)
+        wait_s = min(self._core.settings.check_after * 2.0 ** self._halves.asks[slot], CHECK_INTERVAL_SECONDS_MAX)
         if self._halves.state[slot] == State.PARKED:
             wait_s = PARKED_CHECK_SECONDS
-        wait_s *= 1 + JITTER_SHARE * random.random()
-        self.schedule([slot], core.clock.epoch_ms() + wait_s * 1000)
+        self.schedule([slot], self._core.clock.epoch_ms() + wait_s * (1 + JITTER_SHARE * random.random()) * 1000)
 
     # --- whom ---------------------------------------------------------------------------------
 
@@ -242,8 +238,7 @@ class Checks:
         for handle, asked in list(self._asked.items()):
             if now >= asked.deadline:
                 self._no_answer(handle, asked, "no answer")
-        chosen: list[int] = []
-        taken = 0
+        chosen, taken = list[int](), 0
         while taken < TAKEN_MAX and (due := self._take_due(int(self._allowance) - len(chosen))):
             taken += len(due)
             chosen += [slot for slot in due if self._may_ask(slot, now)]
@@ -273,10 +268,10 @@ class Checks:
             await committed(core)  # messages are being added, whose rows may not be on the disk yet
         wanted = halves.rows_of(slots)
         asked_before = [handle for slot, handle in zip(slots, handles, strict=True) if halves.asks[slot]]
-        tables = core.store.tables
 
         def read() -> tuple[dict[int, HalfRead], dict[int, CheckState]]:
-            return read_halves(tables, wanted), {handle: read_checks(tables, handle) for handle in asked_before}
+            checks = {handle: read_checks(core.store.tables, handle) for handle in asked_before}
+            return read_halves(core.store.tables, wanted), checks
 
         found, states = await trio.to_thread.run_sync(read)
         questions: dict[Peer, list[tuple[int, bytes, bytes]]] = {}
@@ -305,7 +300,7 @@ class Checks:
             self._note_asked(slot, handle, peer, [] if state is None else state.history)
             questions.setdefault(peer, []).append((halves.asks[slot], first[:16] + COUNTER_KEY.pack(handle), first))
         for peer, asked in questions.items():
-            _send(peer, asked)
+            send_questions(peer, asked)
 
     def _note_asked(self, slot: int, handle: int, peer: Peer, history: list[list[object]]) -> None:
         core = self._core
@@ -386,19 +381,3 @@ class Checks:
         self.schedule([slot], self._core.clock.epoch_ms())
         history = read_checks(self._core.store.tables, self._halves.handle[slot]).history
         return self._row(slot, history)
-
-
-def _send(peer: Peer, questions: list[tuple[int, bytes, bytes]]) -> None:
-    """Ask one client, in frames of a bounded size."""
-    start = size = 0
-    for position, (_, _, blob) in enumerate(questions):
-        if position > start and size + len(blob) > ASK_BYTES_MAX:
-            _send_one(peer, questions[start:position])
-            start, size = position, 0
-        size += len(blob)
-    _send_one(peer, questions[start:])
-
-
-def _send_one(peer: Peer, questions: list[tuple[int, bytes, bytes]]) -> None:
-    attempts, tokens, blobs = zip(*questions, strict=True)
-    peer.send(Ask(0, list(attempts), list(tokens), list(blobs)))
