@@ -121,11 +121,13 @@ class CheckHalves:
         ids = {blob[:16] for blob in blobs}
         if len(ids) != len(blobs):
             raise Refused("id_reused", "two messages of one transaction have the same id")
-        if whole and self._core.store.halves.find(blobs[0][:16]) is not None:
-            return True
         if known and known < len(blobs):
             raise Refused("id_reused", "some messages of the transaction were sent before, others not")
-        return known > 0
+        halves = self._core.store.halves
+        slot = halves.find(blobs[0][:16]) if whole else None
+        if slot is not None and halves.tally(slot).name != group:
+            raise Refused("id_reused", f"transaction {blobs[0][:16].hex()} of another group is open here")
+        return known > 0 or slot is not None
 
     def _refuse(self, frame: HalfFrame, index: int, refused: Refused) -> None:
         self._core.counters["refused"] += 1

@@ -137,8 +137,8 @@ class Transactions:
         for place in others:
             transaction_id = tokens[place][:16]
             slot = halves.find(transaction_id)
-            if slot is None:
-                decided.append((place, transaction_id))
+            if slot is None or (number is not None and halves.group[slot] != number):
+                decided.append((place, transaction_id))  # another group's says nothing about this one's
             else:
                 self._wait_or_refuse(request, place, transaction_id, slot)
         if slots:
@@ -148,8 +148,7 @@ class Transactions:
 
     def _wait_or_refuse(self, request: _Deciding, place: int, transaction_id: bytes, slot: int) -> None:
         halves = self._halves
-        foreign = request.group is not None and halves.tally(slot).name != request.group
-        if foreign or halves.state[slot] == State.PREPARING:
+        if halves.state[slot] == State.PREPARING:
             self._unknown(request, place, transaction_id)
             return
 
@@ -294,10 +293,11 @@ class Transactions:
         store = self._core.store
         ids = {transaction_id for _, transaction_id in decided}
         async with self._searching:
-            found = await trio.to_thread.run_sync(find_decisions, store.tables, ids, self._halves.next_decision)
+            find = partial(find_decisions, store.tables, ids, self._halves.next_decision, group=request.group)
+            found = await trio.to_thread.run_sync(find)
         for place, transaction_id in decided:
             row, decision = found.get(transaction_id, (None, None))
-            if row is None or decision is None or (request.group is not None and row.group != request.group):
+            if row is None or decision is None:
                 self._unknown(request, place, transaction_id)
             elif decision.committed == request.commit:
                 request.answered()

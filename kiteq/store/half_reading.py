@@ -105,18 +105,18 @@ def read_checks(tables: Tables, handle: int) -> CheckState:
 
 
 def find_decisions(
-    tables: Tables, transaction_ids: Iterable[bytes], below: int
+    tables: Tables, transaction_ids: Iterable[bytes], below: int, *, group: str | None = None
 ) -> dict[bytes, tuple[DecisionRow, Decision]]:
     """Return what was decided, by transaction id; what is not known any more is left out.
 
-    below: the number of the next decision.
+    below: the number of the next decision. group: whose transactions; None for the latest of anybody.
     """
     wanted = set(transaction_ids)
     found: dict[bytes, tuple[DecisionRow, Decision]] = {}
     for rows in _windows(tables, below):
         for key, value in rows:
             for transaction_id in list(wanted):
-                decided = find_decision(key, value, transaction_id)
+                decided = find_decision(key, value, transaction_id, group)
                 if decided is not None:
                     found[transaction_id] = decided
                     wanted.discard(transaction_id)

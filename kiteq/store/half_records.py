@@ -207,8 +207,10 @@ def parse_decisions(key: bytes, value: bytes) -> DecisionRow:
     return DecisionRow(at_ms, group, by, reason, decisions)
 
 
-def find_decision(key: bytes, value: bytes, transaction_id: bytes) -> tuple[DecisionRow, Decision] | None:
-    """Return the row, and the decision in it, of a transaction; None when it is not in this row.
+def find_decision(
+    key: bytes, value: bytes, transaction_id: bytes, group: str | None = None
+) -> tuple[DecisionRow, Decision] | None:
+    """Return the row, and the decision in it, of a transaction of a group; None when it is not in this row.
 
     The bytes are searched before they are decoded: of a million rows at most one holds an id.
     """
@@ -218,6 +220,8 @@ def find_decision(key: bytes, value: bytes, transaction_id: bytes) -> tuple[Deci
         row = parse_decisions(key, value)
     except KiteQError:
         return None  # nobody can be told what a damaged row said; the messages themselves are elsewhere
+    if group not in (None, row.group):
+        return None
     return next(((row, one) for one in row.decisions if one.transaction_id == transaction_id), None)
 
 

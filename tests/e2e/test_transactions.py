@@ -259,3 +259,29 @@ async def test_a_store_that_takes_no_messages_any_more_takes_commits(folder: Pat
         assert delivery.blob == prepared[0].encoded()
         await consumer.ack([delivery])
         assert (await producer.prepare([messages[0]])).exceptions == []
+
+
+async def test_a_prepare_with_a_known_first_message_and_a_new_one_is_refused(
+    server: Broker, producer: RawClient
+) -> None:
+    first, second, third = numbered(3)
+    await producer.prepare([first, second], 2)
+    assert codes((await producer.prepare([first, third], 2)).exceptions) == [(0, "id_reused")]
+    assert codes((await producer.prepare([first, second, third], 3)).exceptions) == [(0, "id_reused")]
+    assert (await producer.prepare([first, second], 2)).exceptions == []
+    assert (await producer.publish([third])).exceptions == []
+
+
+async def test_an_id_that_two_groups_use(server: Broker, producer: RawClient) -> None:
+    other = await connect(server, "others")
+    [message] = numbered(1)
+    await producer.prepare([message])
+    refused = await other.prepare([message])
+    assert [exception[:2] + exception[3:] for exception in refused.exceptions] == [[0, "id_reused", False]]
+    await producer.commit(message.id)
+    assert (await other.prepare([message])).exceptions == []
+    assert await producer.commit(message.id) == []
+    assert codes(await producer.roll_back(message.id)) == [(0, CONFLICT)]
+    await other.roll_back(message.id)
+    assert await producer.commit(message.id) == []
+    assert codes(await other.commit(message.id)) == [(0, CONFLICT)]
