@@ -213,7 +213,9 @@ class Halves:
         """Take transactions of one row into memory; return their slots."""
         number = self._group_number(group)
         user = self._instance_number(instance, len(ids))
-        self.groups[number].open += len(ids)
+        tally = self.groups[number]
+        tally.open += len(ids)
+        tally.oldest_s = min(tally.oldest_s or prepared_ms // 1000, prepared_ms // 1000)
         prepared_s = prepared_ms // 1000
         slots = self._take_slots(len(ids))
         shards, states, handle_of, row_of, due = self._ids, self.state, self.handle, self.row, self.due
