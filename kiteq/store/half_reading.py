@@ -17,6 +17,7 @@ from kiteq.store.half_records import (
     Decision,
     DecisionRow,
     HalfHead,
+    decided_ids,
     find_decision,
     messages_of,
     pack_half,
@@ -37,6 +38,9 @@ __all__ = [
 
 DECISION_ROWS_SEARCHED: Final = 1_024
 """Rows of decisions read at once, the newest first: what is asked for again was usually decided just now."""
+
+FEW_IDS: Final = 4
+"""Looking so many ids up in the bytes of a row costs less than cutting the row into its ids."""
 
 
 class HalfRead(NamedTuple):
@@ -115,7 +119,7 @@ def find_decisions(
     found: dict[bytes, tuple[DecisionRow, Decision]] = {}
     for rows in _windows(tables, below):
         for key, value in rows:
-            for transaction_id in list(wanted):
+            for transaction_id in list(wanted) if len(wanted) <= FEW_IDS else wanted.intersection(decided_ids(value)):
                 decided = find_decision(key, value, transaction_id, group)
                 if decided is not None:
                     found[transaction_id] = decided

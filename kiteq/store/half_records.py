@@ -47,6 +47,7 @@ __all__ = [
     "Decision",
     "DecisionRow",
     "HalfHead",
+    "decided_ids",
     "find_decision",
     "first_ids",
     "messages_of",
@@ -205,6 +206,12 @@ def parse_decisions(key: bytes, value: bytes) -> DecisionRow:
         for handle, id_, how in _DECISION.iter_unpack(value[entries_at:])
     ]
     return DecisionRow(at_ms, group, by, reason, decisions)
+
+
+def decided_ids(value: bytes) -> list[bytes]:
+    """Return the transaction ids in a row of DECISIONS, which may be damaged."""
+    first = _DECISIONS.size + int.from_bytes(value[12:16], "big") + 8
+    return [value[at : at + 16] for at in range(first, len(value), _DECISION.size)]
 
 
 def find_decision(

@@ -324,3 +324,15 @@ async def test_a_new_transaction_in_the_place_of_a_parked_one_is_not_asked_about
         await producer.prepare([new])
         await connect(broker, "producers")
         await producer.asked_nothing()
+
+
+async def test_the_decisions_about_many_old_transactions_are_found(server: Broker) -> None:
+    producer = await connect(server, "producers")
+    committed, rolled_back, unheard_of = numbered(20), numbered(20, start=20), numbered(20, start=40)
+    await producer.prepare(committed + rolled_back)
+    for message in committed:
+        assert await producer.commit(message.id) == []
+    assert await producer.roll_back(*[message.id for message in rolled_back]) == []
+    ids = [message.id for message in committed + rolled_back + unheard_of]
+    expected = [(place, CONFLICT) for place in range(20, 40)] + [(place, UNKNOWN) for place in range(40, 60)]
+    assert codes(await producer.commit(*ids)) == expected
