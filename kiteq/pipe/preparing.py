@@ -124,7 +124,7 @@ class Preparing:
                     halves.forget(frame.ids, taken)
                 slot = None if frame.token is None else halves.find(frame.token[:16])
                 if part is not None and slot is not None:
-                    halves.withdraw_part(slot, part)
+                    halves.withdraw_part(slot, part, sum(map(len, frame.blobs)))
                 core.counters["refused"] += frame.total
                 peer.send(Refusal(frame.request, "store_full", str(error), True))
             return

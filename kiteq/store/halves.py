@@ -161,7 +161,9 @@ class Halves:
             mine = get(row, handle - row)
             for part in parts.get(handle, ()) if parts else ():
                 added = self._cache.get_all(part)
-                mine = None if mine is None or added is None else mine + added
+                if mine is None or added is None:
+                    return None
+                mine += added
             if mine is None:
                 return None
             found.append(mine)
@@ -252,12 +254,11 @@ class Halves:
         """Return the bytes of the messages that were added to a transaction since the start."""
         return self._added_bytes.get(self.handle[slot], 0)
 
-    def withdraw_part(self, slot: int, row: Row) -> None:
-        """Take back messages that were not stored after all."""
-        rows = self.parts.get(self.handle[slot], [])
-        number = COUNTER_KEY.unpack(row[1])[0]
-        if number in rows:
-            rows.remove(number)
+    def withdraw_part(self, slot: int, row: Row, size: int) -> None:
+        """Take back messages, of so many bytes, that were not stored after all."""
+        handle, number = self.handle[slot], COUNTER_KEY.unpack(row[1])[0]
+        self.parts[handle].remove(number)
+        self._added_bytes[handle] -= size
         self._cache.forget(number)
 
     def opened(self, slots: Sequence[int]) -> None:

@@ -336,3 +336,17 @@ async def test_the_decisions_about_many_old_transactions_are_found(server: Broke
     ids = [message.id for message in committed + rolled_back + unheard_of]
     expected = [(place, CONFLICT) for place in range(20, 40)] + [(place, UNKNOWN) for place in range(40, 60)]
     assert codes(await producer.commit(*ids)) == expected
+
+
+async def test_refused_messages_do_not_count_as_added(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, added = numbered(2)
+    monkeypatch.setattr("kiteq.pipe.preparing.TRANSACTION_ADDED_BYTES_MAX", len(added.encoded()))
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        await producer.prepare([first])
+        with full_store(broker), pytest.raises(Refused, match="no room"):
+            await producer.enlist(first.id, [added])
+        assert (await producer.enlist(first.id, [added])).exceptions == []
+        assert await producer.commit(first.id) == []
+        assert [delivery.number for delivery in await consumer.take(2)] == [0, 1]
