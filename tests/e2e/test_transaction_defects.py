@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -16,9 +16,12 @@ from kiteq.broker import Broker
 from kiteq.checking import tidy
 from kiteq.errors import StoreFull
 from kiteq.message import Message
+from kiteq.pipe.core import Core
+from kiteq.pipe.peer import Peer
 from kiteq.remoting import packets
 from kiteq.store.halves import Halves
 from kiteq.store.tables import Row, Table
+from kiteq.store.writer import Submission
 from tests.e2e.wire import TICK_SECONDS, JumpingClock, Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
@@ -350,3 +353,58 @@ async def test_refused_messages_do_not_count_as_added(folder: Path, monkeypatch:
         assert (await producer.enlist(first.id, [added])).exceptions == []
         assert await producer.commit(first.id) == []
         assert [delivery.number for delivery in await consumer.take(2)] == [0, 1]
+
+
+async def test_a_large_commit_from_the_disk_is_in_memory_one_step_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiteq.pipe.transactions.COMMIT_BYTES_MAX", 1)
+    messages = numbered(50)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare(messages)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        await connect(broker, "members", fanout("t"))
+        appends: list[int] = []
+        submit = broker.core.store.writer.submit
+
+        def count(submission: Submission) -> None:
+            appends.append(len(submission.appends))
+            submit(submission)
+
+        with patch.object(broker.core.store.writer, "submit", count), held_disk(broker):
+            await producer.send(packets.Decide(77, packets.DECISION_COMMIT, [message.id for message in messages]))
+            await trio.sleep(TICK_SECONDS)
+            assert sum(appends) <= 1
+        assert (await producer.wait(packets.Decided, 77)).exceptions == []
+
+
+async def test_a_client_that_floods_the_broker_with_searches_is_read_no_further(server: Broker) -> None:
+    producer = await connect(server, "producers")
+    go_on, searches = threading.Event(), 0
+    scan = server.core.store.tables.scan
+
+    def slow_scan(table: Table, *arguments: bytes, bytes_max: int | None = None) -> list[tuple[bytes, bytes]]:
+        go_on.wait(10)
+        return scan(table, *arguments, bytes_max=bytes_max)
+
+    start_reading = server.core.start_reading
+
+    def count(peer: Peer | None, work: Callable[[], Awaitable[None]]) -> None:
+        nonlocal searches
+        searches += 1
+        start_reading(peer, work)
+
+    unknown = [packets.Decide(request, packets.DECISION_COMMIT, [b"x" * 16] * 1000) for request in range(1, 201)]
+    with (
+        patch.object(server.core.store.tables, "scan", slow_scan),
+        patch.object(Core, "start_reading", lambda _, *what: count(*what)),
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(producer.send, *unknown)
+            await trio.sleep(TICK_SECONDS)
+            assert 0 < searches < 100
+            go_on.set()
+            for request in range(1, 201):
+                assert len((await producer.wait(packets.Decided, request)).exceptions) == 1000
