@@ -41,8 +41,8 @@ GROUPS: Final[dict[str, list[Binding]]] = {
 }
 SPRUNG_SECONDS_MAX: Final = 20.0
 AGREED_SECONDS_MAX: Final = 15.0
-POLL_SECONDS: Final = 0.02
-QUIET_SECONDS: Final = 0.15
+POLL_SECONDS: Final = 0.03
+QUIET_SECONDS: Final = 0.1
 """So long nothing more may come once everything agrees."""
 
 

@@ -51,7 +51,7 @@ SHAPES: Final = ("single", "several", "added", "raised", "opposite")
 """One message; three in two topics, one of them delayed; one and two that are added; left by an exception; and one
 that is decided the other way."""
 
-DELAY_SECONDS: Final = 0.2
+DELAY_SECONDS: Final = 0.1
 
 
 class Round(NamedTuple):
@@ -65,7 +65,7 @@ class Round(NamedTuple):
     commit: bool
     silent: bool = False
     unsure: bool = False
-    check_after: float = 0.5
+    check_after: float = 0.3
 
 
 def _database(folder: Path, shape: str) -> sqlite3.Connection:

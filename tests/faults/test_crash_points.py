@@ -76,7 +76,7 @@ CRASHES: Final = [(victims, commit) for victims in VICTIMS for commit in (True, 
 
 
 async def _crash(crash: Crash, step: Step, victims: tuple[str, ...], *, commit: bool) -> None:
-    round_ = Round(commit, silent=step.silent, unsure=step.unsure, check_after=0.2 if step.silent else 0.5)
+    round_ = Round(commit, silent=step.silent, unsure=step.unsure, check_after=0.2 if step.silent else 0.3)
     await crash.spring(step.point, victims, commit if step.decided else None, round_)
     await crash.restart()
     await crash.agree()
