@@ -2,71 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import trio
 
 from kiteq.binding.bindings import fanout
-from kiteq.broker import Broker
 from kiteq.checking import tidy
-from kiteq.errors import StoreFull
 from kiteq.message import Message
-from kiteq.pipe.core import Core
-from kiteq.pipe.peer import Peer
 from kiteq.remoting import packets
-from kiteq.store.halves import Halves
-from kiteq.store.tables import Row, Table
-from kiteq.store.writer import Submission
+from kiteq.store.tables import Table
+from tests.e2e.faulty import codes, full_store, held_disk, held_reads, nothing_moves
 from tests.e2e.wire import TICK_SECONDS, JumpingClock, Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
 UNKNOWN = "unknown_transaction"
-
-
-def codes(exceptions: list[list[object]]) -> list[tuple[object, object]]:
-    return [(exception[0], exception[1]) for exception in exceptions]
-
-
-@contextmanager
-def held_disk(broker: Broker) -> Iterator[None]:
-    """Let no commit end before the block does."""
-    tables, go_on = broker.core.store.tables, threading.Event()
-    apply = tables.apply
-
-    def wait(rows: list[Row]) -> None:
-        go_on.wait(10)
-        apply(rows)
-
-    try:
-        with patch.object(tables, "apply", wait):
-            yield
-    finally:
-        go_on.set()
-
-
-@contextmanager
-def full_store(broker: Broker) -> Iterator[None]:
-    """Let the store have no room for messages, but for what is less."""
-    tables = broker.core.store.tables
-    apply = tables.apply
-
-    def refuse(rows: list[Row]) -> None:
-        if any(value is not None and table in (Table.HALF, Table.LOG, Table.UNROUTED) for table, _, value in rows):
-            raise StoreFull("no room")
-        apply(rows)
-
-    with patch.object(tables, "apply", refuse):
-        yield
-
-
-async def nothing_moves(broker: Broker) -> None:
-    """Wait until what was sent was read."""
-    await trio.sleep(0.05)
 
 
 async def test_a_refused_commit_keeps_the_messages_beside_a_rollback_of_the_same_frame(folder: Path) -> None:
@@ -98,23 +49,15 @@ async def test_a_decision_under_way_while_its_row_is_rewritten_stays_decided(fol
         producer = await connect(broker, "producers")
         await producer.prepare([early, late, left])
         await producer.roll_back(early.id)
-        tables, reads, go_on = broker.core.store.tables, threading.Event(), threading.Event()
-        get = tables.get
-
-        def slow_get(table: Table, key: bytes) -> bytes | None:
-            reads.set()
-            go_on.wait(10)
-            return get(table, key)
-
-        with patch.object(tables, "get", slow_get):
-            nursery.start_soon(tidy, broker.core)
-            await trio.to_thread.run_sync(reads.wait, 10)
-            with held_disk(broker):
+        with ExitStack() as disk:
+            with held_reads(broker, "get") as begun:
+                nursery.start_soon(tidy, broker.core)
+                assert await trio.to_thread.run_sync(begun.wait, 10)
+                disk.enter_context(held_disk(broker))
                 await producer.send(packets.Decide(77, packets.DECISION_ROLLBACK, [late.id]))
                 await nothing_moves(broker)
-                go_on.set()
-                await nothing_moves(broker)
-            assert (await producer.wait(packets.Decided, 77)).exceptions == []
+            await nothing_moves(broker)
+        assert (await producer.wait(packets.Decided, 77)).exceptions == []
         await tidy(broker.core)
     async with running(folder) as broker:
         producer = await connect(broker, "producers")
@@ -145,48 +88,17 @@ async def test_a_row_is_not_written_again_behind_the_decision_that_removes_it(fo
         producer = await connect(broker, "producers")
         await producer.prepare([early, late])
         await producer.roll_back(early.id)
-        tables, reads, go_on = broker.core.store.tables, threading.Event(), threading.Event()
-        get = tables.get
-
-        def slow_get(table: Table, key: bytes) -> bytes | None:
-            reads.set()
-            go_on.wait(10)
-            return get(table, key)
-
-        with patch.object(tables, "get", slow_get):
-            nursery.start_soon(tidy, broker.core)
-            await trio.to_thread.run_sync(reads.wait, 10)
-            with held_disk(broker):
+        with ExitStack() as disk:
+            with held_reads(broker, "get") as begun:
+                nursery.start_soon(tidy, broker.core)
+                assert await trio.to_thread.run_sync(begun.wait, 10)
+                disk.enter_context(held_disk(broker))
                 await producer.send(packets.Decide(77, packets.DECISION_ROLLBACK, [late.id]))
                 await nothing_moves(broker)
-                go_on.set()
-                await nothing_moves(broker)
-            assert (await producer.wait(packets.Decided, 77)).exceptions == []
+            await nothing_moves(broker)
+        assert (await producer.wait(packets.Decided, 77)).exceptions == []
         await tidy(broker.core)
-        assert tables.scan(Table.HALF, b"", b"\xff" * 9) == []
-
-
-class NeverWalked(list[int]):
-    """A list that may become long, so nothing may look at all of it for one transaction."""
-
-    def __iter__(self) -> Iterator[int]:
-        raise AssertionError("all client instances were looked at for one")
-
-
-def test_undecided_transactions_of_many_clients_cost_each_no_more() -> None:
-    halves = Halves()
-    halves._instance_uses = NeverWalked()
-
-    def prepare(number: int) -> tuple[list[bytes], list[int]]:
-        ids = [number.to_bytes(16, "big")]
-        slots = halves.restore(ids, [number], number, group="p", instance=ids[0], prepared_ms=1_000)
-        return ids, slots
-
-    kept = [prepare(number) for number in range(1, 11)]
-    for number in range(11, 1_000):
-        halves.forget(*prepare(number))
-    assert len(halves.instances) == 11
-    assert [halves.instance_id(slots[0]) for _, slots in kept] == [ids[0] for ids, _ in kept]
+        assert broker.core.store.tables.scan(Table.HALF, b"", b"\xff" * 9) == []
 
 
 async def test_a_commit_from_the_disk_waits_for_what_was_added_just_now(
@@ -329,18 +241,6 @@ async def test_a_new_transaction_in_the_place_of_a_parked_one_is_not_asked_about
         await producer.asked_nothing()
 
 
-async def test_the_decisions_about_many_old_transactions_are_found(server: Broker) -> None:
-    producer = await connect(server, "producers")
-    committed, rolled_back, unheard_of = numbered(20), numbered(20, start=20), numbered(20, start=40)
-    await producer.prepare(committed + rolled_back)
-    for message in committed:
-        assert await producer.commit(message.id) == []
-    assert await producer.roll_back(*[message.id for message in rolled_back]) == []
-    ids = [message.id for message in committed + rolled_back + unheard_of]
-    expected = [(place, CONFLICT) for place in range(20, 40)] + [(place, UNKNOWN) for place in range(40, 60)]
-    assert codes(await producer.commit(*ids)) == expected
-
-
 async def test_refused_messages_do_not_count_as_added(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, added = numbered(2)
     monkeypatch.setattr("kiteq.pipe.preparing.TRANSACTION_ADDED_BYTES_MAX", len(added.encoded()))
@@ -353,58 +253,3 @@ async def test_refused_messages_do_not_count_as_added(folder: Path, monkeypatch:
         assert (await producer.enlist(first.id, [added])).exceptions == []
         assert await producer.commit(first.id) == []
         assert [delivery.number for delivery in await consumer.take(2)] == [0, 1]
-
-
-async def test_a_large_commit_from_the_disk_is_in_memory_one_step_at_a_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kiteq.pipe.transactions.COMMIT_BYTES_MAX", 1)
-    messages = numbered(50)
-    async with running(folder) as broker:
-        producer = await connect(broker, "producers")
-        await producer.prepare(messages)
-    async with running(folder) as broker:
-        producer = await connect(broker, "producers")
-        await connect(broker, "members", fanout("t"))
-        appends: list[int] = []
-        submit = broker.core.store.writer.submit
-
-        def count(submission: Submission) -> None:
-            appends.append(len(submission.appends))
-            submit(submission)
-
-        with patch.object(broker.core.store.writer, "submit", count), held_disk(broker):
-            await producer.send(packets.Decide(77, packets.DECISION_COMMIT, [message.id for message in messages]))
-            await trio.sleep(TICK_SECONDS)
-            assert sum(appends) <= 1
-        assert (await producer.wait(packets.Decided, 77)).exceptions == []
-
-
-async def test_a_client_that_floods_the_broker_with_searches_is_read_no_further(server: Broker) -> None:
-    producer = await connect(server, "producers")
-    go_on, searches = threading.Event(), 0
-    scan = server.core.store.tables.scan
-
-    def slow_scan(table: Table, *arguments: bytes, bytes_max: int | None = None) -> list[tuple[bytes, bytes]]:
-        go_on.wait(10)
-        return scan(table, *arguments, bytes_max=bytes_max)
-
-    start_reading = server.core.start_reading
-
-    def count(peer: Peer | None, work: Callable[[], Awaitable[None]]) -> None:
-        nonlocal searches
-        searches += 1
-        start_reading(peer, work)
-
-    unknown = [packets.Decide(request, packets.DECISION_COMMIT, [b"x" * 16] * 1000) for request in range(1, 201)]
-    with (
-        patch.object(server.core.store.tables, "scan", slow_scan),
-        patch.object(Core, "start_reading", lambda _, *what: count(*what)),
-    ):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(producer.send, *unknown)
-            await trio.sleep(TICK_SECONDS)
-            assert 0 < searches < 100
-            go_on.set()
-            for request in range(1, 201):
-                assert len((await producer.wait(packets.Decided, request)).exceptions) == 1000
