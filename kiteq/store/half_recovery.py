@@ -50,7 +50,7 @@ def recover_halves(tables: Tables, rows: list[Row]) -> RecoveredHalves:
     decided = _decided(tables, halves)
     parts: dict[int, list[int]] = {}
     damaged = 0
-    by_handle = _checked(tables)
+    checked = _Checks(tables)
     start = b""
     while page := tables.scan(Table.HALF, start, END, bytes_max=SCAN_BYTES):
         for key, value in page:
@@ -77,7 +77,7 @@ def recover_halves(tables: Tables, rows: list[Row]) -> RecoveredHalves:
             slots = halves.restore(
                 ids, handles, row, group=head.group, instance=head.instance, prepared_ms=head.prepared_ms
             )
-            _restore_checks(halves, slots, by_handle, head.prepared_ms + head.check_ms, checks)
+            _restore_checks(halves, slots, checked, head.prepared_ms + head.check_ms, checks)
         start = page[-1][0] + b"\0"
     _restore_parts(halves, parts, decided, tables, rows)
     return RecoveredHalves(halves, checks, damaged)
@@ -104,21 +104,33 @@ def _decided(tables: Tables, halves: Halves) -> set[int]:
     return decided
 
 
-def _checked(tables: Tables) -> dict[int, bytes]:
-    """Return the rows of the checks, by handle. They are few: only what was asked about has one."""
-    return {COUNTER_KEY.unpack(key)[0]: value for key, value in tables.scan(Table.CHECKS, b"", END)}
+class _Checks:
+    """The rows of the checks, read beside the transactions: their handles rise, and there may be a million rows."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._rows: dict[int, bytes] = {}
+        self._below = 0
+
+    def of(self, handle: int) -> bytes | None:
+        """Return the row of a transaction; those are asked for in the order of their handles."""
+        if handle >= self._below:
+            page = self._tables.scan(Table.CHECKS, COUNTER_KEY.pack(handle), END, bytes_max=SCAN_BYTES)
+            self._rows = {COUNTER_KEY.unpack(key)[0]: value for key, value in page}
+            self._below = max(self._rows) + 1 if page else 1 << 64
+        return self._rows.get(handle)
 
 
 def _restore_checks(
     halves: Halves,
     slots: list[int],
-    by_handle: dict[int, bytes],
+    checked: _Checks,
     first_ms: int,
     checks: list[tuple[array[int], int]],
 ) -> None:
     never_asked = array("I")
     for slot in slots:
-        value = by_handle.get(halves.handle[slot]) if by_handle else None
+        value = checked.of(halves.handle[slot])
         if value is None:
             never_asked.append(slot)
             continue

@@ -17,7 +17,7 @@ from kiteq.remoting import packets
 from kiteq.store.halves import Halves
 from kiteq.store.writer import Submission
 from tests.e2e.faulty import codes, held_disk, held_reads
-from tests.e2e.wire import TICK_SECONDS, connect, numbered, running
+from tests.e2e.wire import TICK_SECONDS, JumpingClock, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
 UNKNOWN = "unknown_transaction"
@@ -101,3 +101,23 @@ async def test_a_client_that_floods_the_broker_with_searches_is_read_no_further(
             assert 0 < searches < 100
         for request in range(1, 201):
             assert len((await producer.wait(packets.Decided, request)).exceptions) == 1000
+
+
+async def test_what_is_known_of_checks_is_read_a_page_at_a_time_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiteq.store.half_recovery.SCAN_BYTES", 1)
+    clock = JumpingClock()
+    messages = numbered(6)
+    async with running(folder, clock) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare(messages[:2])
+        await producer.prepare(messages[2:], check_after_ms=86_400_000)
+        clock.advance(7)
+        asked = (await producer.wait(packets.Ask)).tokens
+        await producer.decide(packets.DECISION_UNKNOWN, asked)
+        await producer.prepare(numbered(1, start=6), check_after_ms=86_400_000)
+        assert await producer.roll_back(messages[0].id, messages[3].id) == []
+    async with running(folder, clock) as broker:
+        rows = await (await connect(broker, "admin")).admin("tx.list")
+        assert [(row["id"] == messages[1].id.hex(), row["unknowns"]) for row in rows] == [(True, 1)] + [(False, 0)] * 4
