@@ -29,11 +29,10 @@ from kiteq.limits import (
     CHECK_INTERVAL_SECONDS_MAX,
     PARKED_CHECK_SECONDS,
 )
-from kiteq.pipe.questions import send_questions
-from kiteq.pipe.settlement import head_of
+from kiteq.pipe.questions import NO_QUESTION, Question, question_of, send_questions
 from kiteq.pipe.taking_over import committed
 from kiteq.remoting.packets import DECISION_UNKNOWN
-from kiteq.store.half_reading import HalfRead, read_checks, read_halves
+from kiteq.store.half_reading import each_half, read_checks
 from kiteq.store.half_records import COUNTER_KEY, CheckState, pack_checks
 from kiteq.store.halves import State
 from kiteq.store.tables import Row, Table
@@ -219,10 +218,8 @@ class Checks:
         gone = self._gone.get(self._halves.instance_id(slot), self._started_at)
         return gone + self._core.settings.check_elsewhere_after
 
-    def _other_member(self, slot: int, read: HalfRead) -> Peer | None:
+    def _other_member(self, slot: int, topics: frozenset[str]) -> Peer | None:
         """Return a member of the group that publishes all topics of a transaction."""
-        heads = [head_of(blob) for blob in read.blobs if blob is not None]
-        topics = {head.topic for head in heads if head is not None}
         group = self._core.deliveries.group(self._halves.tally(slot).name)
         fitting = [member for member in group.members if member.is_there and topics <= member.topics]
         return random.choice(fitting) if fitting else None
@@ -269,9 +266,9 @@ class Checks:
         wanted = halves.rows_of(slots)
         asked_before = [handle for slot, handle in zip(slots, handles, strict=True) if halves.asks[slot]]
 
-        def read() -> tuple[dict[int, HalfRead], dict[int, CheckState]]:
+        def read() -> tuple[dict[int, Question], dict[int, CheckState]]:
             checks = {handle: read_checks(core.store.tables, handle) for handle in asked_before}
-            return read_halves(core.store.tables, wanted), checks
+            return {handle: question_of(half) for handle, half in each_half(core.store.tables, wanted)}, checks
 
         found, states = await trio.to_thread.run_sync(read)
         questions: dict[Peer, list[tuple[int, bytes, bytes]]] = {}
@@ -279,15 +276,14 @@ class Checks:
         for slot, handle in zip(slots, handles, strict=True):
             if halves.state[slot] not in OPEN or halves.handle[slot] != handle:
                 continue  # it was decided meanwhile
-            read_one = found.get(handle)
-            first = read_one.blobs[0] if read_one is not None else None
-            if read_one is None or first is None:
+            first, topics = found.get(handle, NO_QUESTION)
+            if first is None:
                 log.error("a half message cannot be read, so nobody can be asked about it", handle=handle)
                 self.schedule([slot], core.clock.epoch_ms() + UNREADABLE_RETRY_SECONDS * 1000)
                 continue
             peer = self._preparer(slot)
             if peer is None and core.clock.monotonic() >= self._others_from(slot):
-                peer = self._other_member(slot, read_one)
+                peer = self._other_member(slot, topics)
             if peer is None:
                 self._wait_for_member(slot)
                 continue

@@ -30,6 +30,7 @@ from kiteq.store.tables import Row, Table, Tables
 __all__ = [
     "HalfRead",
     "decision_rows",
+    "each_half",
     "find_decisions",
     "read_checks",
     "read_halves",
@@ -59,18 +60,24 @@ def read_halves(
     that reaches it; at least the first one was looked at.
     """
     found: dict[int, HalfRead] = {}
-    row = _OpenRow(tables)
     size = 0
+    for handle, half in each_half(tables, wanted):
+        found[handle] = half
+        size += sum([len(blob) for blob in half.blobs if blob is not None])
+        if bytes_max is not None and size >= bytes_max:
+            break
+    return found
+
+
+def each_half(tables: Tables, wanted: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, HalfRead]]:
+    """Return transactions and their handles as `read_halves` does, one after the other."""
+    row = _OpenRow(tables)
     for handle, rows in wanted.items():
         blobs: list[bytes | None] = []
         heads = [row.read(number, handle, blobs) for number in rows]
         first = heads[0]
         if first is not None and None not in heads:
-            found[handle] = HalfRead(first, blobs)
-            size += sum([len(blob) for blob in blobs if blob is not None])
-            if bytes_max is not None and size >= bytes_max:
-                break
-    return found
+            yield handle, HalfRead(first, blobs)
 
 
 class _OpenRow:
