@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -253,3 +254,18 @@ async def test_refused_messages_do_not_count_as_added(folder: Path, monkeypatch:
         assert (await producer.enlist(first.id, [added])).exceptions == []
         assert await producer.commit(first.id) == []
         assert [delivery.number for delivery in await consumer.take(2)] == [0, 1]
+
+
+async def test_a_decision_that_waits_for_another_one_does_not_disturb_the_end_of_the_broker(folder: Path) -> None:
+    [message] = numbered(1)
+    with ExitStack() as disk:
+        async with running(folder) as broker:
+            producer = await connect(broker, "producers")
+            await producer.prepare([message])
+            disk.enter_context(held_disk(broker))
+            await producer.send(packets.Decide(77, packets.DECISION_COMMIT, [message.id] * 2))
+            await nothing_moves(broker)
+            threading.Timer(0.1, disk.close).start()
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        assert codes(await producer.roll_back(message.id)) == [(0, CONFLICT)]
