@@ -202,10 +202,11 @@ class Transactions:
         if not blobs:
             return None
         kind = self._kind
-        if kind is None or not blobs[0].startswith(kind.prefix, HEAD_OFFSET):
+        known = kind is not None and self._core.router.kind(kind.prefix) is kind
+        if kind is None or not known or not blobs[0].startswith(kind.prefix, HEAD_OFFSET):
             end = HEAD_OFFSET + 4 + int.from_bytes(blobs[0][HEAD_OFFSET : HEAD_OFFSET + 2], "big")
             kind = self._kind = self._core.router.kind(blobs[0][HEAD_OFFSET:end])
-        if kind is None or self._core.router.kind(kind.prefix) is not kind:
+        if kind is None:
             return None
         prefix = kind.prefix
         for blob in blobs:
