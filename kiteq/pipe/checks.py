@@ -64,17 +64,18 @@ UNREADABLE_RETRY_SECONDS: Final = 3_600.0
 """A transaction whose messages cannot be read is tried again this often."""
 
 OPEN: Final = (State.OPEN, State.PARKED)
+NEVER_ASKED: Final = CheckState(0, 0, 0, 0, [])
 
 
 @dataclass(slots=True)
 class _Asked:
-    """A question that is not answered yet. history: of the checks before this one."""
+    """A question that is not answered yet. before: what the disk said of the checks before this one."""
 
     slot: int
     peer: Peer
     at_ms: int
     deadline: float
-    history: list[list[object]]
+    before: CheckState
 
 
 class Checks:
@@ -292,18 +293,17 @@ class Checks:
                 self.schedule([slot], core.clock.epoch_ms() + LATER_SECONDS * 1000)
                 continue
             sizes[peer] += len(first)
-            state = states.get(handle)
-            self._note_asked(slot, handle, peer, [] if state is None else state.history)
+            self._note_asked(slot, handle, peer, states.get(handle, NEVER_ASKED))
             questions.setdefault(peer, []).append((halves.asks[slot], first[:16] + COUNTER_KEY.pack(handle), first))
         for peer, asked in questions.items():
             send_questions(peer, asked)
 
-    def _note_asked(self, slot: int, handle: int, peer: Peer, history: list[list[object]]) -> None:
+    def _note_asked(self, slot: int, handle: int, peer: Peer, before: CheckState) -> None:
         core = self._core
         self._halves.asks[slot] = min(self._halves.asks[slot] + 1, 255)
         core.counters["checks_asked"] += 1
         deadline = core.clock.monotonic() + CHECK_ANSWER_SECONDS
-        self._asked[handle] = _Asked(slot, peer, core.clock.epoch_ms(), deadline, history)
+        self._asked[handle] = _Asked(slot, peer, core.clock.epoch_ms(), deadline, before)
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -345,14 +345,14 @@ class Checks:
         self._back_off(slot)
         if halves.state[slot] == State.PARKED:
             self._wait_for_member(slot)
-        history = [*asked.history, [asked.at_ms, client, answer, now_ms]][-CHECK_HISTORY_MAX:]
         submission = Submission(lambda _error: None, urgent=False)
-        submission.rows.append(self._row(slot, history))
+        submission.rows.append(self._row(slot, asked.before, [asked.at_ms, client, answer, now_ms]))
         self._core.store.writer.submit(submission)
 
-    def _row(self, slot: int, history: list[list[object]]) -> Row:
-        halves = self._halves
-        parked_ms = self._core.clock.epoch_ms() if halves.state[slot] == State.PARKED else 0
+    def _row(self, slot: int, before: CheckState, *answers: list[object]) -> Row:
+        halves, history = self._halves, [*before.history, *answers][-CHECK_HISTORY_MAX:]
+        is_parked = halves.state[slot] == State.PARKED
+        parked_ms = (before.parked_ms or self._core.clock.epoch_ms()) if is_parked else 0
         next_ms = halves.due[slot] << BUCKET_SHIFT
         state = CheckState(halves.asks[slot], halves.unknowns[slot], next_ms, parked_ms, history)
         return (Table.CHECKS, COUNTER_KEY.pack(halves.handle[slot]), pack_checks(state))
@@ -364,8 +364,7 @@ class Checks:
             asked = self._asked.pop(self._halves.handle[slot], None)
             if asked is not None:
                 self._core.counters[f"checks_{answer}"] += 1
-                history = [*asked.history, [asked.at_ms, client, answer, now_ms]][-CHECK_HISTORY_MAX:]
-                rows.append(self._row(slot, history))
+                rows.append(self._row(slot, asked.before, [asked.at_ms, client, answer, now_ms]))
         return rows
 
     # --- by hand ------------------------------------------------------------------------------
@@ -375,5 +374,4 @@ class Checks:
         self._halves.unpark(slot)
         self._asked.pop(self._halves.handle[slot], None)
         self.schedule([slot], self._core.clock.epoch_ms())
-        history = read_checks(self._core.store.tables, self._halves.handle[slot]).history
-        return self._row(slot, history)
+        return self._row(slot, read_checks(self._core.store.tables, self._halves.handle[slot]))

@@ -269,3 +269,19 @@ async def test_a_decision_that_waits_for_another_one_does_not_disturb_the_end_of
     async with running(folder) as broker:
         producer = await connect(broker, "producers")
         assert codes(await producer.roll_back(message.id)) == [(0, CONFLICT)]
+
+
+async def test_when_a_transaction_was_parked_does_not_change_with_later_answers(folder: Path) -> None:
+    clock = JumpingClock()
+    [message] = numbered(1)
+    parked_ms = []
+    async with running(folder, clock, check_limit=1) as broker:
+        producer = await connect(broker, "producers")
+        await producer.prepare([message])
+        for _ in range(2):
+            clock.advance(4000)
+            asked = await producer.wait(packets.Ask)
+            await producer.decide(packets.DECISION_UNKNOWN, asked.tokens)
+            parked_ms.append((await producer.admin("tx.show", id=message.id.hex()))["parked_ms"])
+    assert None not in parked_ms
+    assert parked_ms[0] == parked_ms[1]
