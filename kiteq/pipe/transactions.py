@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kiteq.errors import StoreError
     from kiteq.pipe.core import Core
     from kiteq.pipe.peer import Peer
+    from kiteq.store.halves import Halves
     from kiteq.store.tables import Row
 
 __all__ = ["Transactions"]
@@ -137,8 +138,8 @@ class Transactions:
         for place in others:
             transaction_id = tokens[place][:16]
             slot = halves.find(transaction_id)
-            if slot is None or (number is not None and halves.group[slot] != number):
-                decided.append((place, transaction_id))  # another group's says nothing about this one's
+            if slot is None or not _is_named(halves, slot, tokens[place], number):
+                decided.append((place, transaction_id))  # another one's says nothing about this one
             else:
                 self._wait_or_refuse(request, place, transaction_id, slot)
         if slots:
@@ -226,19 +227,17 @@ class Transactions:
             read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
             found = await trio.to_thread.run_sync(read)
             ready, messages = _Taken([], [], []), list[list[bytes]]()
-            done = 0
+            done = seen = 0
             for place, transaction_id, slot in left:
-                if len(ready.slots) == len(found) and found:
+                if seen == len(found) and found:
                     break
                 done += 1
                 half = found.get(halves.handle[slot])
-                if half is None:
-                    self._unreadable(request, place, transaction_id, slot)
+                seen += half is not None
+                good = [] if half is None else [blob for blob in half.blobs if blob is not None]
+                if half is None or len(good) < len(half.blobs):
+                    self._unreadable(request, place, transaction_id, slot)  # all of it is delivered, or none
                     continue
-                good = [blob for blob in half.blobs if blob is not None]
-                if len(good) < len(half.blobs):
-                    core.counters["damaged"] += len(half.blobs) - len(good)
-                    log.error("a half message is damaged and cannot be delivered", transaction=transaction_id.hex())
                 ready.places.append(place)
                 ready.ids.append(transaction_id)
                 ready.slots.append(slot)
@@ -249,7 +248,7 @@ class Transactions:
             core.turn.end()
 
     def _unreadable(self, request: _Deciding, place: int, transaction_id: bytes, slot: int) -> None:
-        log.error("the row of a transaction is damaged", transaction=transaction_id.hex())
+        log.error("a transaction is damaged: it can be rolled back only", transaction=transaction_id.hex())
         self._halves.reopen(slot)
         self._core.checks.schedule([slot], self._core.clock.epoch_ms() + UNREADABLE_RETRY_MS)
         request.refuse(place, "damaged", f"transaction {transaction_id.hex()} cannot be read from the store")
@@ -312,3 +311,10 @@ class Transactions:
         self._core.counters["unknown_transactions"] += 1
         reason = f"transaction {transaction_id.hex()} is not known here: never prepared, or decided over an hour ago"
         request.refuse(place, "unknown_transaction", reason)
+
+
+def _is_named(halves: Halves, slot: int, token: bytes, group: int | None) -> bool:
+    """Return whether a token of a client of a group, of anybody for None, is that of a transaction."""
+    if group is not None and halves.group[slot] != group:
+        return False
+    return len(token) == 16 or int.from_bytes(token[16:]) == halves.handle[slot]

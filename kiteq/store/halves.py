@@ -101,9 +101,11 @@ class Halves:
     def take(self, tokens: Sequence[bytes], group: int | None) -> tuple[list[int], list[bytes], list[int], list[int]]:
         """Let nobody else decide what is open of these transactions, of one group, or of all for None.
 
+        A handle that is not the transaction's is of an earlier one with its id.
+
         Return the places in `tokens`, ids and slots of what was taken, and the places of the others.
         """
-        shards, state, group_of = self._ids, self.state, self.group
+        shards, state, group_of, handle_of = self._ids, self.state, self.group, self.handle
         places: list[int] = []
         ids: list[bytes] = []
         slots: list[int] = []
@@ -112,6 +114,9 @@ class Halves:
             transaction_id = token[:16]
             slot = shards[token[15]].get(transaction_id)
             if slot is None or not OPEN <= state[slot] <= PARKED or (group is not None and group_of[slot] != group):
+                others.append(place)
+                continue
+            if len(token) > 16 and int.from_bytes(token[16:]) != handle_of[slot]:
                 others.append(place)
                 continue
             if state[slot] == PARKED:

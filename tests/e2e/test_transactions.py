@@ -11,6 +11,7 @@ from kiteq.binding.bindings import direct, fanout
 from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.store.half_records import COUNTER_KEY
+from kiteq.store.tables import Table
 from tests.e2e.wire import JumpingClock, RawClient, Refused, connect, numbered, running
 
 CONFLICT = "transaction_conflict"
@@ -285,3 +286,33 @@ async def test_an_id_that_two_groups_use(server: Broker, producer: RawClient) ->
     await other.roll_back(message.id)
     assert await producer.commit(message.id) == []
     assert codes(await other.commit(message.id)) == [(0, CONFLICT)]
+
+
+async def test_a_handle_of_another_transaction_decides_nothing(server: Broker, producer: RawClient) -> None:
+    consumer = await connect(server, "members", fanout("t"), window=10)
+    one, other = numbered(2)
+    handles = (await producer.prepare([one, other])).handles
+    assert isinstance(handles, int)
+    assert codes(await producer.commit(one.id + COUNTER_KEY.pack(handles + 1))) == [(0, UNKNOWN)]
+    await consumer.take_nothing()
+    assert await producer.commit(one.id + COUNTER_KEY.pack(handles)) == []
+    assert len(await consumer.take(1)) == 1
+
+
+async def test_a_damaged_message_keeps_its_whole_transaction_from_being_committed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiteq.store.half_cache.HALF_CACHE_BYTES_MAX", 1)
+    async with running(folder) as broker:
+        producer = await connect(broker, "producers")
+        consumer = await connect(broker, "members", fanout("t"), window=10)
+        first, second, third = numbered(3)
+        await producer.prepare([first, second], 2)
+        await producer.prepare([third])
+        tables = broker.core.store.tables
+        [(key, value), _] = tables.scan(Table.HALF, b"", b"\xff" * 9)
+        tables.apply([(Table.HALF, key, value[:-20] + bytes([value[-20] ^ 1]) + value[-19:])])
+        assert codes(await producer.commit(first.id, third.id)) == [(0, "damaged")]
+        assert [delivery.number for delivery in await consumer.take(1)] == [2]
+        assert await producer.roll_back(first.id) == []
+        await consumer.take_nothing()
