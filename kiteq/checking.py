@@ -25,6 +25,8 @@ __all__ = ["run_checks"]
 
 TICK_SECONDS: Final = 0.1
 """Due checks are looked for this often."""
+IDLE_TICK_SECONDS: Final = 0.5
+"""While nothing is undecided."""
 FIGURES_SECONDS: Final = 5.0
 """The age of the oldest transaction of each group is found out this often."""
 SLOTS_PER_STEP: Final = 10_000
@@ -49,7 +51,7 @@ async def run_checks(core: Core) -> None:
 
 async def _ask(core: Core) -> None:
     while True:
-        await trio.sleep(TICK_SECONDS)
+        await trio.sleep(TICK_SECONDS if len(core.store.halves) else IDLE_TICK_SECONDS)
         await core.checks.ask_due()
 
 
