@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run_checks"]
 
 TICK_SECONDS: Final = 0.1
-"""Due checks are looked for this often."""
-IDLE_TICK_SECONDS: Final = 0.5
-"""While nothing is undecided."""
+"""Due checks are looked for this often while anything is undecided."""
 FIGURES_SECONDS: Final = 5.0
 """The age of the oldest transaction of each group is found out this often."""
 SLOTS_PER_STEP: Final = 10_000
@@ -51,7 +49,10 @@ async def run_checks(core: Core) -> None:
 
 async def _ask(core: Core) -> None:
     while True:
-        await trio.sleep(TICK_SECONDS if len(core.store.halves) else IDLE_TICK_SECONDS)
+        if not len(core.store.halves):
+            core.checks.planned = trio.Event()
+            await core.checks.planned.wait()
+        await trio.sleep(TICK_SECONDS)
         await core.checks.ask_due()
 
 

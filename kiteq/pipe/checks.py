@@ -101,6 +101,8 @@ class Checks:
         """Such arrays of groups of which a member has connected since."""
         self._allowance = 0.0
         self._allowance_at = self._started_at = core.clock.monotonic()
+        self.planned = trio.Event()
+        """Set when a check is planned; a timer that waits for it puts a new one in its place."""
 
     # --- when ---------------------------------------------------------------------------------
 
@@ -111,6 +113,7 @@ class Checks:
         if entries is None:
             entries = self._wheel[bucket] = array("I")
             heapq.heappush(self._buckets, bucket)
+            self.planned.set()
         due = self._halves.due
         for slot in slots:
             due[slot] = bucket
