@@ -32,7 +32,7 @@ class Transact:
             return ()
         assert type(event) is Deciding
         for packet in event.packets:
-            if packet.decision in (DECISION_UNKNOWN, DECISION_RUNNING):
+            if packet.decision in (DECISION_UNKNOWN, DECISION_RUNNING) or not packet.tokens:
                 core.checks.answered(peer, packet.decision, packet.tokens)
                 peer.send(Decided(packet.request, []))
             else:

@@ -1,4 +1,4 @@
-"""A whole broker without sockets, threads or real time: a test says what arrives, when commits happen and what time it is.
+"""A whole broker without sockets, threads or real time: a test says what arrives, what is durable, and what time it is.
 
 Each call runs the broker's loop until nothing more can happen, and returns. What was submitted to the store
 waits until `commit`; only what a client or a timer waits for makes the harness commit by itself.
@@ -18,7 +18,7 @@ from kiteq.binding.bindings import Binding, to_wire
 from kiteq.checking import tidy
 from kiteq.config import Settings
 from kiteq.delaying import _move_page
-from kiteq.errors import StoreError
+from kiteq.errors import StoreError, StoreFull
 from kiteq.pipe.core import Core
 from kiteq.pipe.events import PacketsRead
 from kiteq.pipe.peer import Peer
@@ -27,8 +27,9 @@ from kiteq.remoting import packets
 from kiteq.remoting.codec import Decoder
 from kiteq.remoting.packets import Packet
 from kiteq.remoting.session import Session
+from kiteq.store import half_cache
 from kiteq.store.store import Store
-from kiteq.store.tables import Usage
+from kiteq.store.tables import Row, Table, Usage
 from kiteq.store.writer import NewRecord, Submission
 from tests.store.reopening import KeptTables
 
@@ -36,6 +37,8 @@ P = TypeVar("P")
 
 START_MS = 1_700_000_000_000
 FRAME_BYTES_MAX = 64 << 20
+RESTART_SECONDS = 0.125
+MESSAGE_TABLES = (Table.LOG, Table.UNROUTED, Table.DELAYED)
 
 
 class VirtualClock:
@@ -55,9 +58,15 @@ class VirtualClock:
 
 
 class FillableTables(KeptTables):
-    """Rows that outlive the broker, in a store that can be full."""
+    """Rows that outlive the broker, in a store that can be full: of the share for messages, or quite."""
 
     full = False
+    crammed = False
+
+    def apply(self, rows: list[Row]) -> None:
+        if self.crammed and any(table in MESSAGE_TABLES and value is not None for table, _, value in rows):
+            raise StoreFull("no room is left for messages")
+        super().apply(rows)
 
     def usage(self) -> Usage:
         usage = super().usage()
@@ -73,6 +82,9 @@ class Connection:
         self._decoder = Decoder(FRAME_BYTES_MAX)
         self._request = 0
 
+    def __repr__(self) -> str:
+        return f"<{self.peer.name} of {self.peer.group}>"
+
     def next_request(self) -> int:
         self._request += 1
         return self._request
@@ -86,7 +98,7 @@ class Connection:
 
     def take(self, kind: type[P]) -> list[P]:
         """Return what was received of a kind, once."""
-        found = [packet for packet in self.received if isinstance(packet, kind)]
+        found: list[P] = [packet for packet in self.received if isinstance(packet, kind)]
         self.received = [packet for packet in self.received if not isinstance(packet, kind)]
         return found
 
@@ -187,6 +199,7 @@ class Harness:
         """Kill the broker after so many submissions became durable, before anybody heard of it; start it again."""
         self._dying = True
         self.run(lambda: self._write(durable))
+        self.clock.advance(RESTART_SECONDS)
         self.start()
 
     # --- clients --------------------------------------------------------------------------------
@@ -244,8 +257,9 @@ class Harness:
         request = connection.next_request()
         self.send(connection, packets.Admin(request, verb, arguments))
         self.commit()
-        [answer] = [*connection.take(packets.AdminReply), *connection.take(packets.Refusal)]
-        return answer.result if isinstance(answer, packets.AdminReply) else answer.code
+        answers: list[Any] = [answer.result for answer in connection.take(packets.AdminReply)]
+        [answer] = answers + [refusal.code for refusal in connection.take(packets.Refusal)]
+        return answer
 
     # --- what happens because time has passed ---------------------------------------------------
 
@@ -268,6 +282,11 @@ async def _wait(waits: Awaitable[None]) -> None:
     await waits
 
 
+def limit_cache(bytes_max: int) -> None:
+    """Keep only so many bytes of half messages in memory; the rest is read from the tables."""
+    vars(half_cache)["HALF_CACHE_BYTES_MAX"] = bytes_max
+
+
 @contextmanager
 def inline_threads() -> Iterator[None]:
     """Let what is meant for a thread run on the loop."""
@@ -277,7 +296,7 @@ def inline_threads() -> Iterator[None]:
         return call(*arguments)
 
     before = trio.to_thread.run_sync
-    trio.to_thread.run_sync = run_sync
+    trio.to_thread.run_sync = run_sync  # type: ignore[assignment]
     try:
         yield
     finally:
