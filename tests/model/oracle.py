@@ -363,10 +363,11 @@ class Oracle:
             assert COUNTER_KEY.unpack(token[16:])[0] == transaction.handle
             transaction.asks += 1
             transaction.asked = Asked(connection, self.now + int(CHECK_ANSWER_SECONDS * 1000))
-        if len(questions) < capacity and self.harness.settings.checks_per_second >= GENEROUS:
+        all_taken = len(questions) < capacity and self.harness.settings.checks_per_second >= GENEROUS
+        if all_taken:
             assert not [one for one in must if one.asked is None], "nobody was asked in time"
         for transaction in self.undecided():
-            transaction.released = False
+            transaction.released &= not all_taken
             if transaction.lo_ms <= self.now and transaction.asked is None:
                 transaction.waits = True
 
