@@ -39,6 +39,11 @@ class HalfCache:
         starts, blobs = kept
         return blobs[starts[place] : starts[place + 1]] if starts else blobs[place : place + 1]
 
+    def singles(self, row: int) -> list[bytes] | None:
+        """Return the messages of a row of which each is a transaction, None when it is another, or not kept."""
+        kept = self._rows.get(row)
+        return None if kept is None or kept[0] else kept[1]
+
     def get_all(self, row: int) -> list[bytes] | None:
         """Return all messages of a row, None when it is not kept."""
         kept = self._rows.get(row)

@@ -9,38 +9,20 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from enum import IntEnum
+from struct import Struct
 from typing import Final
 
 from kiteq.store.half_cache import HalfCache
 from kiteq.store.half_records import COUNTER_KEY, pack_decisions, pack_half
+from kiteq.store.half_state import DECIDING, FREE, OPEN, PARKED, State
 from kiteq.store.half_tally import GroupTally
 from kiteq.store.tables import Row, Table
 
 __all__ = ["Halves", "State"]
 
+TOKEN: Final = Struct(">16sQ")
 SHARDS: Final = 256
 """One large dict stops the loop for tens of milliseconds when it grows; so the ids are spread by their last byte."""
-
-
-class State(IntEnum):
-    """What a slot holds."""
-
-    FREE = 0
-    PREPARING = 1
-    """Not durable yet."""
-    OPEN = 2
-    PARKED = 3
-    """Open, but the answers were "unknown" too often."""
-    DECIDING = 4
-    """The decision is on its way to the disk."""
-
-
-FREE: Final = int(State.FREE)
-OPEN: Final = int(State.OPEN)
-PARKED: Final = int(State.PARKED)
-DECIDING: Final = int(State.DECIDING)
-"""As plain numbers: looking a member of an enumeration up costs as much as all else that is done with a slot."""
 
 
 class Halves:
@@ -96,7 +78,7 @@ class Halves:
     def knows_any(self, transaction_ids: Sequence[bytes]) -> bool:
         """Return whether any of these transactions is undecided."""
         shards = self._ids
-        return any(transaction_id in shards[transaction_id[15]] for transaction_id in transaction_ids)
+        return bool([one for one in transaction_ids if one in shards[one[15]]])
 
     def take(self, tokens: Sequence[bytes], group: int | None) -> tuple[list[int], list[bytes], list[int], list[int]]:
         """Let nobody else decide what is open of these transactions, of one group, or of all for None.
@@ -105,18 +87,18 @@ class Halves:
 
         Return the places in `tokens`, ids and slots of what was taken, and the places of the others.
         """
-        shards, state, group_of, handle_of = self._ids, self.state, self.group, self.handle
+        shards, state, group_of, handle_of, unpack = self._ids, self.state, self.group, self.handle, TOKEN.unpack
         places: list[int] = []
         ids: list[bytes] = []
         slots: list[int] = []
         others: list[int] = []
         for place, token in enumerate(tokens):
-            transaction_id = token[:16]
+            transaction_id, handle = unpack(token) if len(token) > 16 else (token, 0)
             slot = shards[token[15]].get(transaction_id)
-            if slot is None or not OPEN <= state[slot] <= PARKED or (group is not None and group_of[slot] != group):
-                others.append(place)
-                continue
-            if len(token) > 16 and int.from_bytes(token[16:]) != handle_of[slot]:
+            if (
+                slot is None or not OPEN <= state[slot] <= PARKED or (handle and handle != handle_of[slot])
+                or (group is not None and group_of[slot] != group)
+            ):  # fmt: skip
                 others.append(place)
                 continue
             if state[slot] == PARKED:
@@ -160,6 +142,10 @@ class Halves:
     def messages(self, slots: Sequence[int]) -> list[list[bytes]] | None:
         """Return the messages of transactions, for each of them, when all are in memory."""
         handles, rows, get, parts = self.handle, self.row, self._cache.get, self.parts
+        first = rows[slots[0]]
+        blobs = None if parts else self._cache.singles(first)
+        if blobs is not None and all([rows[slot] == first for slot in slots]):  # noqa: C419 half the time
+            return [[blobs[handles[slot] - first]] for slot in slots]
         found: list[list[bytes]] = []
         for slot in slots:
             handle, row = handles[slot], rows[slot]
@@ -302,7 +288,7 @@ class Halves:
         ]
         group = self.tally(slots[0]).name
         rows: list[Row] = [(Table.DECISIONS, key, pack_decisions(key, at_ms, group, by, reason, entries))]
-        for row, count in Counter([self.row[slot] for slot in slots]).items():
+        for row, count in _counts(self.row, slots).items():
             if self._live.get(row, 1) == count:
                 self._removing.add(row)
                 rows.append((Table.HALF, COUNTER_KEY.pack(row), None))
@@ -329,13 +315,13 @@ class Halves:
             state[slot] = FREE
         self._free.extend(slots)
         self.tally(slots[0]).open -= len(slots)
-        for number, uses in Counter([self.instance[slot] for slot in slots]).items():
+        for number, uses in _counts(self.instance, slots).items():
             self._instance_uses[number] -= uses
             if not self._instance_uses[number]:
                 del self._instance_numbers[self.instances[number]]
                 self._free_instances.append(number)
         emptied: list[Row] = []
-        for row, count in Counter([self.row[slot] for slot in slots]).items():
+        for row, count in _counts(self.row, slots).items():
             live = self._live.get(row, 1) - count
             if live:
                 self._live[row] = live
@@ -398,3 +384,11 @@ class Halves:
             self._instance_numbers[instance] = number
         self._instance_uses[number] += uses
         return number
+
+
+def _counts(column: array[int], slots: Sequence[int]) -> dict[int, int]:
+    """Return how often each number stands in a column at these slots; mostly it is the same one at all."""
+    numbers = [column[slot] for slot in slots]
+    if numbers.count(numbers[0]) == len(numbers):
+        return {numbers[0]: len(numbers)}
+    return Counter(numbers)
