@@ -14,53 +14,19 @@ from kiteq_client.incoming import Incoming
 from kiteq_client.session import Session
 from kiteq_client.signal import Signal
 
-__all__ = ["Deliveries", "Delivery"]
+__all__ = ["Delivered", "Deliveries", "Delivery"]
 
 SLICE_SECONDS: Final = 0.005
 """A loop whose body never waits lets the other tasks run this often."""
 
 
-class Delivery:
-    """One attempt to hand over one message; answer it once, with `ack`, `nack` or `reject`.
+class Delivered:
+    """What is known of one attempt to hand over one message, however it is answered."""
 
-    An answer leaves at once or within two milliseconds, together with others. After the connection was
-    lost it has no effect: the broker delivers the message again.
-    """
+    __slots__ = ("message",)
 
-    __slots__ = ("_answered", "_open", "_session", "_tag", "message")
-
-    def __init__(
-        self, message: Received, session: Session, tag: int, still_open: dict[tuple[Session, int], None]
-    ) -> None:
+    def __init__(self, message: Received) -> None:
         self.message = message
-        self._session = session
-        self._tag = tag
-        self._open = still_open
-        self._answered = False
-
-    async def ack(self) -> None:
-        """It is done."""
-        self._close()
-        if self._session.ack(self._tag):
-            await checkpoint()
-
-    async def nack(self, error: str = "", after: float | None = None) -> None:
-        """This attempt failed; the broker tries again, after `after` seconds if given."""
-        self._close()
-        if self._session.nack(self._tag, NACK_FAILED, None if after is None else round(after * 1000), error):
-            await checkpoint()
-
-    async def reject(self, reason: str = "rejected") -> None:
-        """It can never be handled: it becomes a dead letter at once."""
-        self._close()
-        if self._session.nack(self._tag, NACK_REJECTED, None, reason):
-            await checkpoint()
-
-    def _close(self) -> None:
-        if self._answered:
-            raise RuntimeError("this delivery is answered already")
-        self._answered = True
-        self._open.pop((self._session, self._tag), None)
 
     @property
     def id(self) -> bytes:
@@ -109,6 +75,49 @@ class Delivery:
 
     def __repr__(self) -> str:
         return f"Delivery({self.message!r}, attempt={self.attempt})"
+
+
+class Delivery(Delivered):
+    """One attempt to hand over one message; answer it once, with `ack`, `nack` or `reject`.
+
+    An answer leaves at once or within two milliseconds, together with others. After the connection was
+    lost it has no effect: the broker delivers the message again.
+    """
+
+    __slots__ = ("_answered", "_open", "_session", "_tag")
+
+    def __init__(
+        self, message: Received, session: Session, tag: int, still_open: dict[tuple[Session, int], None]
+    ) -> None:
+        super().__init__(message)
+        self._session = session
+        self._tag = tag
+        self._open = still_open
+        self._answered = False
+
+    async def ack(self) -> None:
+        """It is done."""
+        self._close()
+        if self._session.ack(self._tag):
+            await checkpoint()
+
+    async def nack(self, error: str = "", after: float | None = None) -> None:
+        """This attempt failed; the broker tries again, after `after` seconds if given."""
+        self._close()
+        if self._session.nack(self._tag, NACK_FAILED, None if after is None else round(after * 1000), error):
+            await checkpoint()
+
+    async def reject(self, reason: str = "rejected") -> None:
+        """It can never be handled: it becomes a dead letter at once."""
+        self._close()
+        if self._session.nack(self._tag, NACK_REJECTED, None, reason):
+            await checkpoint()
+
+    def _close(self) -> None:
+        if self._answered:
+            raise RuntimeError("this delivery is answered already")
+        self._answered = True
+        self._open.pop((self._session, self._tag), None)
 
 
 class Deliveries:

@@ -5,28 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Mapping
 
 import anyio
 
-from kiteq.message import Received
 from kiteq_client import delivery as asynchronous
 from kiteq_client.blocking.portal import Portal, refuse_event_loop
 
 __all__ = ["Deliveries", "Delivery"]
 
 
-class Delivery:
+class Delivery(asynchronous.Delivered):
     """One attempt to hand over one message; answer it once, with `ack`, `nack` or `reject`, from any thread.
 
     An answer leaves at once or within two milliseconds, together with others. After the connection was
     lost it has no effect: the broker delivers the message again.
     """
 
-    __slots__ = ("_delivery", "_pid", "_portal", "message")
+    __slots__ = ("_delivery", "_pid", "_portal")
 
     def __init__(self, delivery: asynchronous.Delivery, portal: Portal) -> None:
-        self.message: Received = delivery.message
+        super().__init__(delivery.message)
         self._delivery = delivery
         self._portal = portal
         self._pid = os.getpid()
@@ -50,54 +48,6 @@ class Delivery:
         refuse_event_loop()
         if os.getpid() != self._pid:
             raise RuntimeError(f"this delivery was taken by process {self._pid}, and only that can answer it")
-
-    @property
-    def id(self) -> bytes:
-        """The id of the message."""
-        return self.message.id
-
-    @property
-    def topic(self) -> str:
-        """The topic of the message."""
-        return self.message.topic
-
-    @property
-    def message_type(self) -> str:
-        """The type of the message."""
-        return self.message.message_type
-
-    @property
-    def body(self) -> bytes:
-        """The body of the message."""
-        return self.message.body
-
-    @property
-    def text(self) -> str:
-        """The body of the message decoded as UTF-8."""
-        return self.message.text
-
-    @property
-    def properties(self) -> Mapping[str, str]:
-        """The properties of the message."""
-        return self.message.properties
-
-    @property
-    def group(self) -> str:
-        """The group it is delivered to."""
-        return self.message.group
-
-    @property
-    def created_at(self) -> float:
-        """When the producer made it, in seconds since 1970."""
-        return self.message.created_at
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, 1 for the first."""
-        return self.message.attempt
-
-    def __repr__(self) -> str:
-        return f"Delivery({self.message!r}, attempt={self.attempt})"
 
 
 class Deliveries:
