@@ -1,10 +1,9 @@
 """What goes wrong with a registry.
 
-    RegistryError
-     +-- RegistryUnavailable    no answer now; what was asked for is done when the registry is back
-     +-- CredentialsRefused     the registry answers, but does not accept who we are
-     +-- AddressTaken           another broker has announced itself at this address
-     +-- UnreadableNode         a node is not what KiteQ writes; it is left alone until somebody deletes it
+RegistryUnavailable: no answer now; what was asked for is done when the registry is back.
+CredentialsRefused: the registry answers, but does not accept who we are.
+AddressTaken: another broker has announced itself at this address.
+UnreadableNode: a node is not what KiteQ writes; it is left alone until somebody deletes it.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _binding(topic: str, group: str, fields: Any) -> Binding:
     if fields.get("groupId") != group or fields.get("topic") != topic:
         raise ValueError("groupId or topic is not that of the path")
     kind, pattern, persistent = fields.get("bindType"), fields.get("messageType"), fields.get("persistent")
-    if type(kind) is not int or kind not in Kind:
+    if type(kind) is not int or not 0 <= kind <= 2:
         raise ValueError("bindType is not 0, 1 or 2")
     if not isinstance(pattern, str):
         raise ValueError("messageType is not a text")  # noqa: TRY004 one kind of error for what is not ours
@@ -189,7 +189,7 @@ def _number(fields: dict[str, Any], name: str) -> int:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _parsed(content: bytes) -> Any:
