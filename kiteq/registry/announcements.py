@@ -70,6 +70,8 @@ class Announcements:
     def _look(self, paths: list[str]) -> tuple[list[str], AddressTaken | None]:
         """Return which nodes are missing, deleting our own old ones; and whose node is in the way."""
         missing: list[str] = []
+        changed: list[tuple[str, bytes, int]] = []
+        old: list[tuple[str, int]] = []
         taken: AddressTaken | None = None
         answers = self._session.gather("get", [(path, self._watch) for path in paths])
         for path, answer in zip(paths, answers, strict=True):
@@ -78,18 +80,20 @@ class Announcements:
                 continue
             content, stat = answer
             if stat.ephemeralOwner == self._session.session_id:
-                if content == encode_server(self._wanted[path]):
-                    self._ours.add(path)
-                    continue
-            else:
-                taken_here = self._in_the_way(path, content)
-                if taken_here is not None:
-                    taken = taken_here
-                    continue
-                self._log.info("replacing the announcement of an earlier session", node=path)
-            self._session.gather("delete", [(path, stat.version)])  # whatever it answers, we look again
-            missing.append(path)
-        return missing, taken
+                self._ours.add(path)
+                if content != encode_server(self._wanted[path]):
+                    changed.append((path, encode_server(self._wanted[path]), stat.version))
+                continue
+            taken_here = self._in_the_way(path, content)
+            if taken_here is not None:
+                taken = taken_here
+                continue
+            self._log.info("replacing the announcement of an earlier session", node=path)
+            old.append((path, stat.version))
+        # Whatever these answer, what is not as wanted then rings or is looked at again.
+        self._session.gather("set", changed)
+        self._session.gather("delete", old)
+        return missing + [path for path, _ in old], taken
 
     def _in_the_way(self, path: str, content: bytes) -> AddressTaken | None:
         ours = self._wanted[path]
@@ -107,10 +111,9 @@ class Announcements:
         return AddressTaken(f"the broker {theirs.broker_id} has announced itself at the same address: {path}")
 
     def _create(self, paths: list[str]) -> None:
-        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-            if folder not in self._folders:
-                self._session.make_folder(folder)
-                self._folders.add(folder)
+        folders = {path.rpartition("/")[0] for path in paths} - self._folders
+        self._session.make_folders(folders)
+        self._folders |= folders
         requests = [(path, encode_server(self._wanted[path])) for path in paths]
         for answer in self._session.gather("create", requests, acl=self._session.acl, ephemeral=True):
             if isinstance(answer, NoNodeError):
@@ -120,9 +123,13 @@ class Announcements:
         if not self._leaving:
             return
         paths = list(self._leaving)
-        for path, answer in zip(paths, self._session.gather("get", [(path,) for path in paths]), strict=True):
-            if not isinstance(answer, Exception) and answer[1].ephemeralOwner == self._session.session_id:
-                self._session.gather("delete", [(path, answer[1].version)])
+        answers = self._session.gather("get", [(path,) for path in paths])
+        ours = [
+            (path, answer[1].version)
+            for path, answer in zip(paths, answers, strict=True)
+            if not isinstance(answer, Exception) and answer[1].ephemeralOwner == self._session.session_id
+        ]
+        self._session.gather("delete", ours)
         self._leaving.difference_update(paths)
         self._ours.difference_update(paths)
 

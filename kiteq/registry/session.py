@@ -287,7 +287,7 @@ class ZooKeeperSession:
     def prove(self) -> None:
         """Find out whether the login is through, by what only a user can do. Raises `CredentialsRefused`."""
         if self._credentials is not None:
-            self.make_folder(ROOT)
+            self.make_folders([ROOT])
             path = self.call("create", f"{ROOT}/login-", b"", acl=self.acl, ephemeral=True, sequence=True)
             self.call("delete", path.removeprefix(self._chroot))
         self._logins_refused = 0
@@ -296,15 +296,16 @@ class ZooKeeperSession:
         """Have the server we talk to see all that was written before now."""
         self.call("sync", ROOT)
 
-    def make_folder(self, path: str) -> None:
-        """Create a persistent node and those above it, the chroot too, where they are missing."""
-        self._make_folder(self._chroot + path)
+    def make_folders(self, paths: Iterable[str]) -> None:
+        """Create persistent nodes and those above them, the chroot too, where they are missing."""
+        self._make_folders([self._chroot + path for path in paths])
 
-    def _make_folder(self, path: str) -> None:
-        (answer,) = self._gather("create", [(path, b"")], acl=self.acl)
-        if isinstance(answer, NoNodeError):
-            self._make_folder(path.rpartition("/")[0])
-            self._make_folder(path)
+    def _make_folders(self, paths: list[str]) -> None:
+        answers = self._gather("create", [(path, b"") for path in paths], acl=self.acl)
+        missing = [path for path, answer in zip(paths, answers, strict=True) if isinstance(answer, NoNodeError)]
+        if missing:
+            self._make_folders(list({path.rpartition("/")[0] for path in missing}))
+            self._make_folders(missing)
 
     def watch(self, note: Callable[[str], None]) -> Callable[[Any], None]:
         """Return what kazoo takes as a watch; `note` gets the path, in kazoo's thread, before the bell rings."""

@@ -141,8 +141,7 @@ class Subscriptions:
             updates, self._session.gather("set", [update[1:] for update in updates]), strict=True
         ):
             self._done(update[0], answer, again)
-        for folder in dict.fromkeys(path.rpartition("/")[0] for _, path, _ in creations):
-            self._session.make_folder(folder)
+        self._session.make_folders({path.rpartition("/")[0] for _, path, _ in creations})
         requests = [(path, content, self._session.acl) for _, path, content in creations]
         for creation, answer in zip(creations, self._session.gather("create", requests), strict=True):
             self._done(creation[0], answer, again)
