@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from kiteq.binding.bindings import Binding, Kind
 from kiteq.binding.matching import Matcher, check_agreement
+from kiteq.errors import Refused
 from kiteq.registry.layout import Entry, decode_entries, entry
 
-__all__ = ["Change", "Key", "Pattern", "apply", "pattern_of", "read_bindings"]
+__all__ = ["Change", "Key", "Pattern", "apply", "merging", "pattern_of", "read_bindings", "removing"]
 
 Key = tuple[str, str]
 """Topic and group."""
@@ -21,19 +22,25 @@ def pattern_of(binding: Binding) -> Pattern:
     return binding.kind, binding.pattern
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Change:
-    """What is to be done to a group's bindings in a topic, the last wish for each pattern: None removes."""
+    """What is to be done to a group's bindings in a topic. wishes: by pattern; None removes.
 
-    wishes: dict[Pattern, Binding | None] = field(default_factory=dict)
+    error: why it cannot be done.
+    """
 
-    def merge(self, bindings: Iterable[Binding]) -> None:
-        """Add or update these."""
-        self.wishes.update((pattern_of(binding), replace(binding, start="latest")) for binding in bindings)
+    wishes: dict[Pattern, Binding | None]
+    error: Refused | None = None
 
-    def remove(self, patterns: Iterable[Pattern]) -> None:
-        """Remove these."""
-        self.wishes.update((pattern, None) for pattern in patterns)
+
+def merging(bindings: Iterable[Binding]) -> Change:
+    """Return the change that adds or updates these."""
+    return Change({pattern_of(binding): replace(binding, start="latest") for binding in bindings})
+
+
+def removing(bindings: Iterable[Binding]) -> Change:
+    """Return the change that removes those of the same kind and pattern."""
+    return Change({pattern_of(binding): None for binding in bindings})
 
 
 def read_bindings(topic: str, group: str, content: bytes) -> tuple[Binding, ...]:

@@ -172,10 +172,11 @@ class ZooKeeperSession:
 
     @property
     def session_id(self) -> int:
-        """The id of the session, which ephemeral nodes have as their owner."""
-        assert self._client is not None
-        identity = self._client.client_id
-        return 0 if identity is None else int(identity[0])
+        """The id of the session, which ephemeral nodes have as their owner. Raises `RegistryUnavailable`."""
+        identity = None if self._client is None else self._client.client_id
+        if identity is None:
+            raise RegistryUnavailable(f"no connection to {self.address}")
+        return int(identity[0])
 
     def ensure(self) -> None:
         """Have a client that is connected, or tries to be. Raises `RegistryUnavailable` while it only tries."""

@@ -16,7 +16,7 @@ from kiteq.errors import Refused
 from kiteq.registry.errors import UnreadableNode
 from kiteq.registry.layout import BINDINGS, bindings_path, decode_entries, encode_entries, entry, group_of
 from kiteq.registry.log import Log
-from kiteq.registry.merging import Change, Key, Pattern, apply, read_bindings
+from kiteq.registry.merging import Change, Key, apply, read_bindings
 from kiteq.registry.mirror import Mirror
 from kiteq.registry.session import NoNodeError, ZooKeeperSession
 
@@ -32,12 +32,11 @@ class Subscriptions:
     unfinished = False
 
     def __init__(self, session: ZooKeeperSession, log: Log) -> None:
-        self._refused: dict[Key, Refused] = {}
         self._unreadable: dict[Key, UnreadableNode] = {}
         self._session = session
         self._log = log
         self._mirror: Mirror[tuple[Binding, ...]] = Mirror(session, log, BINDINGS, _read)
-        self._pending: dict[Key, Change] = {}
+        self._pending: dict[Key, list[Change]] = {}
         self._stuck: set[Key] = set()
         self._known: dict[Key, tuple[Binding, ...]] = {}
 
@@ -50,31 +49,31 @@ class Subscriptions:
         for key, known in bindings.items():
             self._known.setdefault(key, tuple(known))
 
-    def change(self, key: Key, merge: Iterable[Binding] = (), remove: Iterable[Pattern] = ()) -> None:
-        """Have a change made; it is kept until it is known to be in ZooKeeper."""
-        change = self._pending.setdefault(key, Change())
-        change.merge(merge)
-        change.remove(remove)
+    def change(self, key: Key, change: Change) -> None:
+        """Have a change made; it is kept until it is known to be in ZooKeeper, or a later one replaces it."""
+        earlier = self._pending.get(key, [])
+        for one in earlier:
+            for pattern in change.wishes:
+                one.wishes.pop(pattern, None)
+        self._pending[key] = [*(one for one in earlier if one.wishes), change]
         self._stuck.discard(key)
-        self._refused.pop(key, None)
 
     @property
     def problem(self) -> UnreadableNode | None:
         """A node that cannot be read and has to be written."""
         return next(iter(self._unreadable.values()), None)
 
-    def is_written(self, key: Key) -> bool:
-        """Return whether nothing is pending for this topic and group.
+    def is_written(self, key: Key, change: Change) -> bool:
+        """Return whether a change is in ZooKeeper.
 
         Raises `Refused` when it contradicts what is there, and was dropped; and `UnreadableNode` when the
         node has to be deleted first.
         """
-        refused = self._refused.pop(key, None)
-        if refused is not None:
-            raise refused
+        if change.error is not None:
+            raise change.error
         if key in self._unreadable:
             raise UnreadableNode(str(self._unreadable[key]))
-        return key not in self._pending
+        return change not in self._pending.get(key, ())
 
     def refresh(self, *, full: bool) -> bool:
         """Write what is pending, then read; return whether the copy has changed.
@@ -108,7 +107,7 @@ class Subscriptions:
         there = self.snapshot().keys()
         lost = [key for key in self._known if key not in there and self._mirror.covers(key[0])]
         for key in lost:
-            self._pending.setdefault(key, Change())
+            self._pending.setdefault(key, [])
         if lost:
             self._log.info("bindings missing in the registry are written again", nodes=len(lost))
             self._write(lost)
@@ -170,14 +169,21 @@ class Subscriptions:
             )
             return None
         self._unreadable.pop(key, None)
-        try:
-            after = apply(group, entries, self._pending[key])
-            if after is not None or content is None:
-                return encode_entries(entries if after is None else after)
-        except ValueError as error:
-            self._refused[key] = Refused("binding_conflict", f"group {group!r}: {error}")
-            self._log.warning("bindings contradict those in the registry", topic=topic, group=group, reason=str(error))
-        return None
+        after, result = entries, content
+        for change in self._pending[key]:
+            change.error = None
+            try:
+                changed = apply(group, after, change)
+                if changed is not None:
+                    after, result = changed, encode_entries(changed)
+            except ValueError as error:
+                change.error = Refused("binding_conflict", f"group {group!r}: {error}")
+                self._log.warning(
+                    "bindings contradict those in the registry", topic=topic, group=group, reason=str(error)
+                )
+        if content is None and result is None:
+            result = encode_entries(entries)
+        return None if result == content else result
 
 
 def _read(topic: str, name: str, content: bytes) -> tuple[Binding, ...] | None:

@@ -24,7 +24,7 @@ from kiteq.registry.errors import AddressTaken, RegistryUnavailable
 from kiteq.registry.keeper import Keeper, RegistryState
 from kiteq.registry.layout import EVERY_TOPIC, PUBLISHERS, ROOT, SERVERS, Server, publisher_path, server_path
 from kiteq.registry.log import Log
-from kiteq.registry.merging import Key, Pattern, pattern_of
+from kiteq.registry.merging import Change, Key, merging, removing
 from kiteq.registry.servers import ServerMap, Servers
 from kiteq.registry.session import ZooKeeperSession
 from kiteq.registry.subscriptions import Subscriptions
@@ -120,8 +120,7 @@ class ZooKeeperRegistry:
         nothing of this group and topic. Raises `RegistryUnavailable`, `UnreadableNode`, and `Refused` for
         bindings that contradict those in the registry, which then is left as it is.
         """
-        merged = tuple(bindings)
-        await self._change((topic, group), merged, (), timeout)
+        await self._change((topic, group), merging(bindings), timeout)
 
     async def remove_binding(
         self, group: str, topic: str, bindings: Iterable[Binding], *, timeout: float = TIMEOUT_SECONDS
@@ -130,12 +129,12 @@ class ZooKeeperRegistry:
 
         Raises as `merge_bindings` does.
         """
-        await self._change((topic, group), (), tuple(pattern_of(binding) for binding in bindings), timeout)
+        await self._change((topic, group), removing(bindings), timeout)
 
-    async def _change(self, key: Key, merge: tuple[Binding, ...], remove: tuple[Pattern, ...], timeout: float) -> None:
+    async def _change(self, key: Key, change: Change, timeout: float) -> None:
         subscriptions = self._subscriptions
         request = self._attachment.ask(
-            lambda: subscriptions.change(key, merge, remove), lambda: subscriptions.is_written(key)
+            lambda: subscriptions.change(key, change), lambda: subscriptions.is_written(key, change)
         )
         self._unconfirmed[key] = self._attachment.asked
         await self._attachment.wait_done(request, timeout)

@@ -75,8 +75,3 @@ def expire(registry: ZooKeeperRegistry) -> None:
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return await trio.to_thread.run_sync(function, *arguments)
-
-
-__all__ = [
-    "ADDRESS", "SERVER", "SESSION_SECONDS", "ListLog", "expire", "in_thread", "opened", "session_of", "until", "until_told",
-]  # fmt: skip

@@ -13,7 +13,16 @@ from kiteq.registry.announcements import may_replace
 from kiteq.registry.errors import AddressTaken
 from kiteq.registry.layout import Server, decode_server, encode_server
 from tests.registry.parts import (
-    ADDRESS, SERVER, SESSION_SECONDS, ListLog, expire, in_thread, opened, session_of, until, until_told,
+    ADDRESS,
+    SERVER,
+    SESSION_SECONDS,
+    ListLog,
+    expire,
+    in_thread,
+    opened,
+    session_of,
+    until,
+    until_told,
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow

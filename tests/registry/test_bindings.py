@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ async def test_20_writers_at_once_lose_nothing(url: str, hand: Any) -> None:
             for number, writer in enumerate(writers):
                 for part in range(3):
                     binding = direct("t", f"type-{number}-{part}")
-                    nursery.start_soon(lambda w=writer, b=binding: w.merge_bindings("g", "t", [b], timeout=20.0))
+                    nursery.start_soon(partial(writer.merge_bindings, "g", "t", [binding], timeout=20.0))
         assert {one.pattern for one in held(hand)} == {f"type-{n}-{part}" for n in range(20) for part in range(3)}
         for writer in writers:
             await until_told(writer, lambda snapshot: len(snapshot.bindings.get(KEY) or ()) == 60)
@@ -91,6 +92,21 @@ async def test_bindings_that_contradict_those_of_another_broker_are_refused(url:
         assert held(hand) == [A]
         await other.merge_bindings("g", "t", [B])
         assert held(hand) == [A, B]
+
+
+async def test_of_changes_made_together_only_the_contradicting_one_is_refused(url: str, hand: Any) -> None:
+    async with opened(url) as registry:
+        await registry.merge_bindings("g", "t", [A])
+        async with trio.open_nursery() as nursery:
+
+            async def contradict() -> None:
+                with pytest.raises(Refused, match="must agree"):
+                    await registry.merge_bindings("g", "t", [direct("t", "x", watermark=5)])
+
+            nursery.start_soon(registry.merge_bindings, "g", "t", [B])
+            nursery.start_soon(contradict)
+            nursery.start_soon(registry.merge_bindings, "g", "t", [C])
+        assert set(held(hand)) == {A, B, C}
 
 
 async def test_a_snapshot_from_before_a_merge_says_nothing_of_it(url: str) -> None:

@@ -50,7 +50,7 @@ async def test_nodes_cannot_be_read_without_credentials() -> None:
             stranger.close()
 
 
-@pytest.mark.parametrize("credentials", [WRONG, Credentials("nobody", "secret")], ids=["password", "user"])
+@pytest.mark.parametrize("credentials", [WRONG, Credentials("nobody", "geheim")], ids=["password", "user"])
 async def test_wrong_credentials_are_refused_at_the_start(guarded: ZooKeeperProcess, credentials: Credentials) -> None:
     with pytest.raises(CredentialsRefused, match="does not accept the user and password of KITEQ_ZK_AUTH") as caught:
         async with opened(f"zk://{guarded.address}/refused", credentials=credentials):

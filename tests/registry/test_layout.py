@@ -10,8 +10,19 @@ import pytest
 from kiteq.binding.bindings import direct, fanout, regex
 from kiteq.message import check_name
 from kiteq.registry.layout import (
-    EVERY_TOPIC, NODE_BYTES_MAX, Entry, Server, bindings_path, decode_entries, decode_server, encode_entries,
-    encode_server, entry, group_of, publisher_path, server_path,
+    EVERY_TOPIC,
+    NODE_BYTES_MAX,
+    Entry,
+    Server,
+    bindings_path,
+    decode_entries,
+    decode_server,
+    encode_entries,
+    encode_server,
+    entry,
+    group_of,
+    publisher_path,
+    server_path,
 )  # fmt: skip
 
 BINDING: dict[str, Any] = {
@@ -48,7 +59,8 @@ def test_a_server_says_who_it_is() -> None:
         b"", b"\xff", b"[]", b"null", b"{}", b'{"brokerId":1,"epoch":3,"wireVersion":1}',
         b'{"brokerId":"","epoch":3,"wireVersion":1}', b'{"brokerId":"b","epoch":-3,"wireVersion":1}',
         b'{"brokerId":"b","epoch":3}', b'{"brokerId":"b","epoch":3.5,"wireVersion":1}',
-        b'{"brokerId":"b","epoch":true,"wireVersion":1}', b'{"brokerId":"b","epoch":3,"wireVersion":1,"partitions":[-1]}',
+        b'{"brokerId":"b","epoch":true,"wireVersion":1}',
+        b'{"brokerId":"b","epoch":3,"wireVersion":1,"partitions":[-1]}',
         b'{"brokerId":"b","epoch":3,"wireVersion":1,"partitions":3}', b"[" * 100_000, b" " * (NODE_BYTES_MAX + 1),
     ],
 )  # fmt: skip
@@ -93,7 +105,8 @@ def test_what_kiteq_writes_without_a_limit_is_no_limit() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"groupId": "other"}, {"topic": "other"}, {"topic": None}, {"bindType": 3}, {"bindType": True}, {"bindType": "0"},
+        {"groupId": "other"}, {"topic": "other"}, {"topic": None}, {"bindType": 3}, {"bindType": True},
+        {"bindType": "0"},
         {"messageType": 5}, {"messageType": "*"}, {"persistent": 1}, {"persistent": None}, {"watermark": "5"},
         {"watermark": 1 << 40}, {"bindType": 1, "messageType": ""},
     ],

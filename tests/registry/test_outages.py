@@ -1,4 +1,4 @@
-"""A ZooKeeper that dies, stands still or forgets everything: nothing is raised, nothing waits, all is filled in again."""
+"""A ZooKeeper that dies, stands still or forgets everything: nothing waits for it, and all is filled in again."""
 
 from __future__ import annotations
 
