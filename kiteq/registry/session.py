@@ -14,8 +14,6 @@ What kazoo does not do by itself, and is done here:
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,11 +21,12 @@ from typing import Any, Final, NoReturn
 
 from kazoo import exceptions as kazoo_errors
 from kazoo.client import KazooClient
-from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
+from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import KazooState, KeeperState
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
 from kiteq.registry.address import Credentials, RegistryAddress
+from kiteq.registry.client import kazoo_log, new_client
 from kiteq.registry.errors import CredentialsRefused, RegistryUnavailable
 from kiteq.registry.layout import ROOT
 
@@ -53,11 +52,6 @@ CONNECT_SECONDS: Final = 1.0
 CALL_SECONDS_MIN: Final = 1.0
 LOGINS_REFUSED_MAX: Final = 2
 """A login that fails once may have met a server that was just going down: it says the same."""
-RECONNECT_SECONDS_MAX: Final = 1.0
-"""kazoo's attempts; its own default grows to an hour."""
-
-_kazoo_log = logging.getLogger("kiteq.registry.kazoo")
-_kazoo_log.addHandler(logging.NullHandler())  # what matters is told by our own log; else it prints to stderr
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +66,6 @@ class Connection:
     since: float
     session_over: bool
     reason: str
-
-
-class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has no types
-    """Tells when a thread of kazoo has ended, which otherwise only prints a traceback."""
-
-    def __init__(self, ended: Callable[[_Handler, BaseException | None], None]) -> None:
-        super().__init__()
-        self._ended = ended
-
-    def spawn(self, func: Callable[..., object], *args: object, **kwargs: object) -> threading.Thread:
-        if getattr(func, "__name__", "") != "zk_loop":
-            return super().spawn(func, *args, **kwargs)  # type: ignore[no-any-return]  # a Thread
-
-        def run() -> None:
-            problem: BaseException | None = None
-            try:
-                func(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 the end of the thread is what matters; it is told
-                problem = error
-            self._ended(self, problem)
-
-        return super().spawn(run)  # type: ignore[no-any-return]  # a Thread
 
 
 class ZooKeeperSession:
@@ -158,7 +130,10 @@ class ZooKeeperSession:
                 self._logins_refused += 1
         self.ring()
 
-    def _thread_ended(self, handler: _Handler, problem: BaseException | None) -> None:
+    def _agreed(self, session_timeout: float) -> None:
+        self.session_timeout = session_timeout
+
+    def _thread_ended(self, handler: object, problem: BaseException | None) -> None:
         if self._client is None or self._client.handler is not handler:
             return
         if isinstance(problem, REFUSALS):
@@ -201,29 +176,7 @@ class ZooKeeperSession:
         return CredentialsRefused(f"{self.address} does not accept the user and password of KITEQ_ZK_AUTH")
 
     def _start(self) -> None:
-        options = None
-        if self._credentials is not None:
-            options = {
-                "mechanism": "DIGEST-MD5",
-                "username": self._credentials.user,
-                "password": self._credentials.password,
-            }
-        client = KazooClient(
-            ",".join(self.address.hosts),
-            timeout=self._asked_timeout,
-            handler=_Handler(self._thread_ended),
-            sasl_options=options,
-            connection_retry={"max_tries": -1, "delay": 0.05, "max_delay": RECONNECT_SECONDS_MAX},
-            logger=_kazoo_log,
-        )
-        connect = client._connection._connect  # noqa: SLF001 kazoo tells nobody which timeout was agreed on
-
-        def connect_and_note(*arguments: object) -> Any:
-            read_timeout, connect_timeout = connect(*arguments)
-            self.session_timeout = read_timeout * 1.5 / 1000
-            return read_timeout, connect_timeout
-
-        client._connection._connect = connect_and_note  # noqa: SLF001 see above
+        client = new_client(self.address, self._credentials, self._asked_timeout, self._agreed, self._thread_ended)
         self._ended = False
         self._start_at = time.monotonic() + RESTART_SECONDS
         self._client = client
@@ -241,7 +194,7 @@ class ZooKeeperSession:
             client.stop()
             client.close()
         except Exception as error:  # noqa: BLE001 whatever it is, this client is not used again
-            _kazoo_log.debug("a client did not stop well: %r", error)
+            kazoo_log.debug("a client did not stop well: %r", error)
 
     def call(self, name: str, *arguments: object, **options: object) -> Any:
         """Do one request, as `gather` does. Raises `NodeError`, `RegistryUnavailable`, `CredentialsRefused`."""

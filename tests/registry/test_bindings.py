@@ -42,6 +42,15 @@ async def test_what_is_merged_is_there_and_another_broker_is_told_within_a_secon
             assert (await other.wait_changed()).bindings == {KEY: (A, B)}
 
 
+async def test_what_was_merged_is_in_what_is_told_from_then_on(url: str) -> None:
+    async with opened(url) as registry:
+        for number in range(50):
+            binding = direct("t", f"type-{number}")
+            await registry.merge_bindings("g", "t", [binding])
+            assert registry._attachment.view is not None
+            assert binding in (registry._attachment.view.bindings[KEY] or ())
+
+
 async def test_what_was_removed_is_a_list_that_lacks_it(url: str, hand: Any) -> None:
     async with opened(url) as one, opened(url) as other:
         await one.merge_bindings("g", "t", [A, B])

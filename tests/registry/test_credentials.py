@@ -21,9 +21,9 @@ RIGHT = Credentials("kiteq", "secret")
 WRONG = Credentials("kiteq", "geheim")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["login-optional", "login-required"])
+@pytest.fixture(scope="module", params=["optional", "required", "lenient"])
 def guarded(request: pytest.FixtureRequest) -> Iterator[ZooKeeperProcess]:
-    with ZooKeeperProcess(users=dict([RIGHT]), sasl_required=request.param) as process:
+    with ZooKeeperProcess(users=dict([RIGHT]), sasl=request.param) as process:
         yield process
 
 

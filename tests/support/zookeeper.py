@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from tests.support.broker import free_port
 from tests.support.database import program
@@ -48,7 +48,8 @@ class ZooKeeperFailed(AssertionError):
 class ZooKeeperProcess:
     """One node; its data is in a new folder that is deleted at the end.
 
-    users: password by name, for SASL digest. sasl_required: refuse whoever does not log in.
+    users: password by name, for SASL digest. sasl: "optional"; "required": refuse whoever does not log in;
+    "lenient": whoever fails to log in stays as a nobody.
     member: (own number, address lines of all members) in an ensemble.
     """
 
@@ -56,7 +57,7 @@ class ZooKeeperProcess:
         self,
         *,
         users: Mapping[str, str] | None = None,
-        sasl_required: bool = False,
+        sasl: Literal["optional", "required", "lenient"] = "optional",
         member: tuple[int, Sequence[str]] | None = None,
     ) -> None:
         self.host = "127.0.0.1"
@@ -64,7 +65,7 @@ class ZooKeeperProcess:
         self.folder = Path(tempfile.mkdtemp(prefix="kiteq-test-"))
         self._member = member
         self._users = users
-        self._sasl_required = sasl_required
+        self._sasl = sasl
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,7 +102,8 @@ class ZooKeeperProcess:
             command += [
                 f"-Djava.security.auth.login.config={self.folder / 'jaas.conf'}",
                 "-Dzookeeper.authProvider.1=org.apache.zookeeper.server.auth.SASLAuthenticationProvider",
-                f"-Dzookeeper.sessionRequireClientSASLAuth={str(self._sasl_required).lower()}",
+                f"-Dzookeeper.sessionRequireClientSASLAuth={str(self._sasl == 'required').lower()}",
+                f"-Dzookeeper.allowSaslFailedClients={str(self._sasl == 'lenient').lower()}",
             ]
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         with (self.folder / "log").open("ab") as log:
