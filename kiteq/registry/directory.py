@@ -69,7 +69,7 @@ async def open_directory(
     Raises `ValueError` for the URL, and `CredentialsRefused`.
     """
     bell = threading.Event()
-    session = ZooKeeperSession(parse_registry_url(url), credentials, session_timeout, bell.set)
+    session = ZooKeeperSession(parse_registry_url(url), credentials, session_timeout, bell.set, writes=False)
     servers = Servers(session, log)
     servers.want(topics)
     attachment: Attachment[ServerMap] = Attachment()

@@ -69,8 +69,10 @@ class Connection:
 
 
 class ZooKeeperSession:
-    """One session after the other. ring: called in any thread when something has changed; it must not block.
+    """One session after the other.
 
+    ring: called in any thread when something has changed; it must not block.
+    writes: whether the registry cannot be used without the right to write.
     connections: counts up; after each, whatever was watched must be read again.
     """
 
@@ -80,10 +82,13 @@ class ZooKeeperSession:
         credentials: Credentials | None,
         session_timeout: float,
         ring: Callable[[], None],
+        *,
+        writes: bool,
     ) -> None:
         self.address = address
         self.connections = 0
         self.session_timeout = session_timeout
+        self._writes = writes
         self._asked_timeout = session_timeout
         self._chroot = address.chroot  # kazoo's own way cannot create one
         self._credentials = credentials
@@ -232,6 +237,8 @@ class ZooKeeperSession:
         return answers
 
     def _translated(self, error: Exception, name: str) -> Exception:
+        if isinstance(error, kazoo_errors.NoAuthError) and self._credentials is not None and not self._logins_refused:
+            return CredentialsRefused(f"{self.address} does not let the user {self._credentials.user!r} in ({name})")
         if isinstance(error, REFUSALS) or self._logins_refused >= LOGINS_REFUSED_MAX:
             return self._refused()
         if isinstance(error, KazooTimeoutError):
@@ -239,8 +246,9 @@ class ZooKeeperSession:
         return RegistryUnavailable(f"{self.address} failed: {type(error).__name__} ({name})")
 
     def prove(self) -> None:
-        """Find out whether the login is through, by what only a user can do. Raises `CredentialsRefused`."""
-        if self._credentials is not None:
+        """Find out whether the login is through, and whether a broker may write. Raises `CredentialsRefused`."""
+        self.catch_up()  # is answered after the login
+        if self._credentials is not None and self._writes:
             self.make_folders([ROOT])
             path = self.call("create", f"{ROOT}/login-", b"", acl=self.acl, ephemeral=True, sequence=True)
             self.call("delete", path.removeprefix(self._chroot))

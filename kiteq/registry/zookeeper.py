@@ -169,7 +169,7 @@ async def open_registry(
     announced. Raises `ValueError` for the URL, and `CredentialsRefused`.
     """
     bell = threading.Event()
-    session = ZooKeeperSession(parse_registry_url(url), credentials, session_timeout, bell.set)
+    session = ZooKeeperSession(parse_registry_url(url), credentials, session_timeout, bell.set, writes=True)
     subscriptions, servers = Subscriptions(session, log), Servers(session, log)
     announcements = Announcements(session, log)
     subscriptions.want(bindings_of)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoAuthError
+from kazoo.security import make_acl
 
 from kiteq.binding.bindings import fanout
 from kiteq.registry.address import Credentials
@@ -48,6 +49,31 @@ async def test_nodes_cannot_be_read_without_credentials() -> None:
                     stranger.get_children(path)
             stranger.stop()
             stranger.close()
+
+
+async def test_a_user_who_may_only_read_can_be_a_client_and_not_a_broker() -> None:
+    reader = Credentials("reader", "other")
+    with ZooKeeperProcess(users=dict([RIGHT, reader])) as zookeeper:
+        url = f"zk://{zookeeper.address}"
+        async with opened(url, credentials=RIGHT) as registry:
+            await registry.announce(ADDRESS, SERVER, ["t"])
+            with pytest.raises(CredentialsRefused, match="does not let the user 'reader' in"):
+                async with opened(url, credentials=reader):
+                    pass
+            owner = KazooClient(
+                zookeeper.address, sasl_options={"mechanism": "DIGEST-MD5", "username": "kiteq", "password": "secret"}
+            )
+            owner.start()
+            acl = [make_acl("sasl", "kiteq", all=True), make_acl("sasl", "reader", read=True)]
+            for path in ("/kiteq", "/kiteq/server", "/kiteq/server/t", f"/kiteq/server/t/{ADDRESS}"):
+                owner.set_acls(path, acl)
+            owner.stop()
+            owner.close()
+            with pytest.raises(CredentialsRefused):
+                async with opened(url, credentials=reader, bindings_of=()):
+                    pass
+            async with open_directory(url, ["t"], log=ListLog(), credentials=reader) as directory:
+                assert directory.servers_of("t") == {ADDRESS: SERVER}
 
 
 @pytest.mark.parametrize("credentials", [WRONG, Credentials("nobody", "geheim")], ids=["password", "user"])
