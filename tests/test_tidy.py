@@ -33,6 +33,7 @@ LEVELS: Final = {
     "kiteq.logs": 0,
     "kiteq.remoting": 1,
     "kiteq.binding": 1,
+    "kiteq.registry": 1,
     "kiteq.store": 1,
     "kiteq.pipe": 2,
     "kiteq.recovery": 3,
