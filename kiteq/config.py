@@ -23,7 +23,8 @@ class Settings:
 
     bind: HOST:PORT to listen on, port 0 for any free one. advertise: HOST:PORT to announce instead.
     pport: PORT (at the host of `bind`) or HOST:PORT of the HTTP port, None for none.
-    topics: topics served, empty for any name. db: URL of the store. flush: when a receipt is given.
+    topics: topics served, empty for any name. zkhost: `zk://` URL of the registry, None for the embedded one.
+    db: URL of the store. flush: when a receipt is given.
     `store_limit`, `message_limit` and `group_quota` are bytes; times are seconds.
     check_limit: answers "unknown" before a transaction is parked. half_quota: open transactions of one group.
     handlers: "module:Class" of own pipeline handlers. insecure: allow other machines in without users.
@@ -33,6 +34,8 @@ class Settings:
     advertise: str | None = None
     pport: str | None = None
     topics: tuple[str, ...] = ()
+    zkhost: str | None = None
+    zk_timeout: float = limits.ZK_SESSION_SECONDS
     db: str = "lmdb://./kiteq-data"
     flush: Literal["sync", "async"] = "sync"
     store_limit: int = limits.STORE_BYTES_MAX_DEFAULT
@@ -78,11 +81,11 @@ class NotBuilt(ConfigError):
 
 NOT_BUILT: Final[Mapping[str, str]] = {
     "users": "users and their rights",
-    "zkhost": "several brokers through ZooKeeper",
     "workers": "worker processes",
 }
 """Names that are kept for later, with the feature they stand for."""
 
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 compared, not bound
 ENVIRONMENT_PREFIX: Final = "KITEQ_"
 DEFAULT_SOURCE: Final = "default"
 MESSAGES_IN_STORE_MIN: Final = 4
@@ -164,6 +167,11 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             f"{told('bind', settings.bind)}, which other machines can reach, and without --users every client "
             "there would be an administrator; --users is not built yet, so bind 127.0.0.1, or accept it with --insecure"
         )
+    if settings.zkhost is not None and settings.advertise is None and split_address(settings.bind)[0] in WILDCARDS:
+        raise ConfigError(
+            f"{told('bind', settings.bind)}, which clients of other machines cannot connect to; say with --advertise "
+            "HOST:PORT under which address they find this broker"
+        )
     address = settings.http_address
     if address is None:
         return
@@ -184,7 +192,7 @@ def _nearest(name: str) -> str:
 def _misspelt(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     # Not an error: Kubernetes sets KITEQ_PORT and more like it for a service that is named kiteq.
     known = [ENVIRONMENT_PREFIX + name.upper() for name in READERS]
-    others = {"KITEQ_CONFIG", "KITEQ_BROKER", "KITEQ_SECRET"}
+    others = {"KITEQ_CONFIG", "KITEQ_BROKER", "KITEQ_SECRET", "KITEQ_ZK_AUTH"}
     found = []
     for variable in sorted(environ):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in others or variable in known:

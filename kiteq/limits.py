@@ -173,3 +173,8 @@ DRAIN_SECONDS: Final = 10.0
 """How long running handlers may finish when a client or a broker stops."""
 SEND_TIMEOUT_SECONDS: Final = 5.0
 """How long a client waits for an answer."""
+
+ZK_SESSION_SECONDS: Final = 10.0
+"""How long a process that died is still found in ZooKeeper: short, but longer than a pause of ZooKeeper's own."""
+ZK_SESSION_SECONDS_MAX: Final = 60.0
+"""Clients would be sent to a broker that died for longer than anybody waits."""

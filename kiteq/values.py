@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from kiteq import limits
 from kiteq.message import check_name
+from kiteq.registry_address import parse_registry_url
 
 __all__ = ["READERS", "Given", "WrongValue", "duration", "is_loopback", "seconds_text", "size_text", "split_address"]
 
@@ -218,6 +219,14 @@ def _advertise(given: Given) -> str:
     return text
 
 
+def _zkhost(given: Given) -> str:
+    text = _text(given.value, "HOST:PORT,... of ZooKeeper, with a /chroot behind if wanted")
+    try:
+        return str(parse_registry_url(text if "://" in text else f"zk://{text}"))
+    except ValueError as error:
+        raise WrongValue(f"HOST:PORT,... of ZooKeeper: {error}") from None
+
+
 def _db(given: Given) -> str:
     known = "lmdb:///absolute/path, lmdb://./relative/path, memory:// or mock://"
     text = _text(given.value, known)
@@ -244,6 +253,8 @@ READERS: Final[Mapping[str, Reader]] = {
     "advertise": _advertise,
     "pport": _pport,
     "topics": _topics,
+    "zkhost": _zkhost,
+    "zk_timeout": duration(0.5, limits.ZK_SESSION_SECONDS_MAX),
     "db": _db,
     "flush": _choice("sync", "async"),
     "store_limit": _size(STORE_BYTES_MIN, STORE_BYTES_CEILING),

@@ -184,7 +184,7 @@ def test_a_good_store_url_is_kept(url: str) -> None:
     assert load({"db": url}, {}).settings.db == url
 
 
-@pytest.mark.parametrize("name", ["users", "zkhost", "workers"])
+@pytest.mark.parametrize("name", ["users", "workers"])
 def test_what_is_not_built_yet_says_so(name: str) -> None:
     with pytest.raises(NotBuilt, match="not built yet"):
         load({name: "1"}, {})

@@ -31,6 +31,7 @@ LEVELS: Final = {
     "kiteq.config": 0,
     "kiteq.values": 0,
     "kiteq.logs": 0,
+    "kiteq.registry_address": 0,
     "kiteq.remoting": 1,
     "kiteq.binding": 1,
     "kiteq.registry": 1,
@@ -55,6 +56,13 @@ CLIENT_MAY_IMPORT: Final = {
     "kiteq.remoting.codec",
     "kiteq.binding",
     "kiteq.binding.bindings",
+    "kiteq.registry",
+    "kiteq.registry.directory",
+    "kiteq.registry.errors",
+    "kiteq.registry.layout",
+    "kiteq.registry.log",
+    "kiteq.registry.servers",
+    "kiteq.registry_address",
 }
 CLIENT_MUST_NOT_LOAD: Final = (
     "lmdb",
@@ -65,6 +73,7 @@ CLIENT_MUST_NOT_LOAD: Final = (
     "trio",
     "kiteq.config",
     "kiteq.logs",
+    "kiteq.registry",
     "kiteq.store",
     "kiteq.pipe",
 )

@@ -9,7 +9,7 @@ import anyio
 
 from kiteq.binding.bindings import Binding, to_wire
 from kiteq.errors import NotConnected, Refused
-from kiteq.remoting.packets import PROTOCOL, WIRE_VERSION, Hello, Subscribe, Unsubscribe
+from kiteq.remoting.packets import PROTOCOL, WIRE_VERSIONS, Hello, Subscribe, Unsubscribe
 from kiteq_client.broker import Broker
 from kiteq_client.session import Session
 from kiteq_client.signal import Signal
@@ -44,7 +44,7 @@ class Greeting:
         """Return the packet."""
         bindings = [to_wire(binding) for binding in self.bindings]
         return Hello(
-            request, PROTOCOL, [WIRE_VERSION], self._instance, self._group, self._topics, bindings,
+            request, PROTOCOL, list(WIRE_VERSIONS), self._instance, self._group, self._topics, bindings,
             self._warm_up, self._concurrency,
         )  # fmt: skip
 

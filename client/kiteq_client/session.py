@@ -27,7 +27,7 @@ from kiteq.limits import (
 )
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import (
-    WIRE_VERSION,
+    WIRE_VERSIONS,
     Admin,
     AdminReply,
     Ask,
@@ -142,7 +142,7 @@ class Session:
         first = packets[0]
         if type(first) is Refusal:
             raise refusal(first.code, first.reason, first.temporary)
-        if type(first) is not Welcome or first.version != WIRE_VERSION:
+        if type(first) is not Welcome or first.version not in WIRE_VERSIONS:
             raise RemoteProtocolError(f"the broker answered the greeting with {type(first).__name__}"[:200])
         limits = first.limits
         self.broker = first.broker

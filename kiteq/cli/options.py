@@ -23,6 +23,8 @@ _HELP: Final = {
     "advertise": ("HOST:PORT", "What to announce instead."),
     "pport": ("PORT", "Port of HTTP with /stat, /binds, /healthz and /metrics. [default: none]"),
     "topics": ("A,B,...", "Topics to serve. [default: every name]"),
+    "zkhost": ("HOST:PORT,...", "ZooKeeper, where brokers and clients find each other. [default: embedded registry]"),
+    "zk_timeout": ("TIME", "How long a broker that died is still found in ZooKeeper. [default: 10s]"),
     "db": ("URL", "Store: lmdb:///path, lmdb://./path, memory://, mock://. [default: lmdb://./kiteq-data]"),
     "flush": ("sync|async", "Receipts after or before the message is on disk. [default: sync]"),
     "store_limit": ("SIZE", "Largest size of the store. [default: 64GiB]"),

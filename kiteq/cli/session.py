@@ -14,7 +14,7 @@ from kiteq.errors import NotConnected
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import (
     PROTOCOL,
-    WIRE_VERSION,
+    WIRE_VERSIONS,
     Admin,
     AdminReply,
     Hello,
@@ -62,7 +62,9 @@ class AdminSession:
                 f"no broker answers at {self._address}: {reason.lower()}; is one running there?"
             ) from error
         try:
-            welcome = self._exchange(Hello(1, PROTOCOL, [WIRE_VERSION], os.urandom(16), GROUP, [], [], 0, 1), Welcome)
+            welcome = self._exchange(
+                Hello(1, PROTOCOL, list(WIRE_VERSIONS), os.urandom(16), GROUP, [], [], 0, 1), Welcome
+            )
             self._decoder.frame_bytes_max = welcome.limits.get("frame_bytes", limits.HELLO_FRAME_BYTES_MAX)
             self._socket.settimeout(ANSWER_SECONDS_MAX)
         except BaseException:

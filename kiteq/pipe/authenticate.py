@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kiteq.binding.bindings import Binding, from_wire
@@ -10,7 +11,7 @@ from kiteq.limits import FRAME_OVERHEAD_BYTES, HEARTBEAT_SECONDS, IDLE_SECONDS_M
 from kiteq.message import check_name
 from kiteq.pipe.binding_changes import bind
 from kiteq.pipe.events import PacketsRead, Trusted
-from kiteq.remoting.packets import PROTOCOL, WIRE_VERSION, Hello, Refusal, Welcome
+from kiteq.remoting.packets import PROTOCOL, WIRE_VERSIONS, Hello, Refusal, Welcome, agreed_version
 
 if TYPE_CHECKING:
     from kiteq.errors import StoreError
@@ -74,12 +75,12 @@ class Authenticate:
         core = self._core
         if hello.protocol != PROTOCOL:
             raise Refused("protocol_version", f"this is a kiteq broker, not one for {hello.protocol!r}"[:200])
-        if WIRE_VERSION not in hello.versions:
-            older = max(hello.versions, default=0) < WIRE_VERSION
+        if agreed_version(WIRE_VERSIONS, hello.versions) is None:
+            older = max(hello.versions, default=0) < WIRE_VERSIONS[0]
             raise Refused(
                 "protocol_version",
-                f"this broker speaks wire version {WIRE_VERSION}, the client {hello.versions[:9]}: "
-                f"upgrade the {'client' if older else 'broker'}",
+                f"this broker speaks wire versions {_versions(WIRE_VERSIONS)}, the client "
+                f"{_versions(hello.versions[:9])}: upgrade the {'client' if older else 'broker'}",
             )
         if core.draining:
             raise Refused("draining", "this broker is shutting down", temporary=True)
@@ -95,6 +96,9 @@ class Authenticate:
 
     def _welcome(self, peer: Peer, hello: Hello) -> None:
         core = self._core
+        version = agreed_version(WIRE_VERSIONS, hello.versions)
+        assert version is not None
+        peer.version = version
         peer.accepted = True
         core.counters["greeted"] += 1
         core.checks.joined(peer)
@@ -107,7 +111,11 @@ class Authenticate:
             "idle_ms": int(IDLE_SECONDS_MAX * 1000),
             "ack_deadline_ms": int(core.settings.ack_deadline * 1000),
         }
-        peer.send(Welcome(hello.request, WIRE_VERSION, core.store.broker_id, limits, peer.local))
+        peer.send(Welcome(hello.request, version, core.store.broker_id, limits, peer.local))
+
+
+def _versions(versions: Sequence[int]) -> str:
+    return ", ".join(map(str, versions)) or "none"
 
 
 def parse_bindings(wire: list[list[object]]) -> list[Binding]:

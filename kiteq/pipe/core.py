@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kiteq.pipe.peer import Peer
     from kiteq.pipe.router import Router
     from kiteq.pipe.turn import Turn
+    from kiteq.registry.registry import Registry
     from kiteq.store.store import Store
 
 __all__ = ["Core"]
@@ -60,6 +61,10 @@ class Core:
     filling_up: bool = False
     """Whether the store uses more than the share of its limit that is warned about."""
     draining: bool = False
+    stop_wanted: trio.Event = field(default_factory=trio.Event)
+    """Set when somebody asks the broker to drain and end, as a signal does."""
+    registry: Registry | None = None
+    """Where bindings are shared with other brokers; None while this broker is alone."""
     unrouted_bytes: int = 0
     """Bytes of the messages that are kept because no group was bound to them."""
     taking_over: dict[tuple[str, str], trio.Event] = field(default_factory=dict)

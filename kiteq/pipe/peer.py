@@ -26,7 +26,7 @@ class Peer:
     __slots__ = (
         "_lease_tags", "_leases", "_touched", "accepted", "close_reason", "concurrency", "connected_at",
         "group", "in_flight", "in_flight_bytes", "instance", "leaving", "local", "name", "next_tag", "outbox",
-        "outbox_bytes", "topics", "uncommitted_bytes", "warm_up", "window",
+        "outbox_bytes", "topics", "uncommitted_bytes", "version", "warm_up", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, *, local: bool, now: float, touched: Callable[[Peer], None]) -> None:
@@ -36,6 +36,8 @@ class Peer:
         self._touched = touched
         self.accepted = False
         """Whether its Hello was answered by a Welcome."""
+        self.version = 0
+        """The wire version agreed on."""
         self.group = ""
         self.instance = b""
         """Which run of which program it is: the same on all its connections."""

@@ -15,7 +15,7 @@ from kazoo.exceptions import AuthFailedError
 from kazoo.handlers.threading import SequentialThreadingHandler
 from kazoo.protocol.serialization import SASL
 
-from kiteq.registry.address import Credentials, RegistryAddress
+from kiteq.registry_address import Credentials, RegistryAddress
 
 __all__ = ["kazoo_log", "new_client"]
 

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
-from kiteq.registry.address import Credentials, parse_registry_url
+from kiteq.limits import ZK_SESSION_SECONDS
 from kiteq.registry.attachment import Attachment
 from kiteq.registry.keeper import Keeper, RegistryState
 from kiteq.registry.layout import Server
 from kiteq.registry.log import Log
 from kiteq.registry.servers import ServerMap, Servers, servers_of
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry_address import Credentials, parse_registry_url
 
 __all__ = ["Directory", "open_directory"]
 
-SESSION_SECONDS: Final = 10.0
 TIMEOUT_SECONDS: Final = 5.0
 
 
@@ -60,7 +60,7 @@ async def open_directory(
     *,
     log: Log,
     credentials: Credentials | None = None,
-    session_timeout: float = SESSION_SECONDS,
+    session_timeout: float = ZK_SESSION_SECONDS,
     timeout: float = TIMEOUT_SECONDS,
 ) -> AsyncIterator[Directory]:
     """Know the brokers of these topics, None for all, as long as the block runs.

@@ -25,10 +25,10 @@ from kazoo.handlers.threading import KazooTimeoutError
 from kazoo.protocol.states import KazooState, KeeperState
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
-from kiteq.registry.address import Credentials, RegistryAddress
 from kiteq.registry.client import kazoo_log, new_client
 from kiteq.registry.errors import CredentialsRefused, RegistryUnavailable
 from kiteq.registry.layout import ROOT
+from kiteq.registry_address import Credentials, RegistryAddress
 
 __all__ = ["BadVersionError", "Connection", "NoNodeError", "NodeError", "NodeExistsError", "ZooKeeperSession"]
 

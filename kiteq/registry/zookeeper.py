@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from kiteq.binding.bindings import Binding
-from kiteq.registry.address import Credentials, parse_registry_url
+from kiteq.limits import ZK_SESSION_SECONDS
 from kiteq.registry.announcements import Announcements
 from kiteq.registry.attachment import Attachment
 from kiteq.registry.errors import AddressTaken, RegistryUnavailable
@@ -25,28 +25,15 @@ from kiteq.registry.keeper import Keeper, RegistryState
 from kiteq.registry.layout import EVERY_TOPIC, PUBLISHERS, ROOT, SERVERS, Server, publisher_path, server_path
 from kiteq.registry.log import Log
 from kiteq.registry.merging import Change, Key, merging, removing
-from kiteq.registry.servers import ServerMap, Servers
+from kiteq.registry.registry import Snapshot
+from kiteq.registry.servers import Servers
 from kiteq.registry.session import ZooKeeperSession
 from kiteq.registry.subscriptions import Subscriptions
+from kiteq.registry_address import Credentials, parse_registry_url
 
-__all__ = ["SESSION_SECONDS", "Snapshot", "ZooKeeperRegistry", "open_registry"]
+__all__ = ["ZooKeeperRegistry", "open_registry"]
 
-SESSION_SECONDS: Final = 10.0
-"""How long a broker that died is still found: short, but longer than a pause of ZooKeeper's own."""
 TIMEOUT_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the registry holds.
-
-    bindings: by topic and group. None: nothing is known of this node now. A key that is missing means
-    nothing either. A list that lacks a binding means that somebody removed it.
-    servers: by topic ("*": every topic) and address.
-    """
-
-    bindings: Mapping[Key, tuple[Binding, ...] | None]
-    servers: ServerMap
 
 
 class ZooKeeperRegistry:
@@ -155,7 +142,7 @@ async def open_registry(
     *,
     log: Log,
     credentials: Credentials | None = None,
-    session_timeout: float = SESSION_SECONDS,
+    session_timeout: float = ZK_SESSION_SECONDS,
     bindings_of: Collection[str] | None = None,
     servers_of: Collection[str] | None = (),
     known: Mapping[Key, Iterable[Binding]] | None = None,

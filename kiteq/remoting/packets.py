@@ -6,7 +6,7 @@ fields a peer sends beyond those known here are ignored, so that later versions 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from kiteq.errors import RemoteProtocolError
@@ -15,10 +15,12 @@ from kiteq.remoting import shapes
 __all__ = [
     "PROTOCOL",
     "WIRE_VERSION",
+    "WIRE_VERSIONS",
     "Ack",
     "Admin",
     "AdminReply",
     "Ask",
+    "Brokers",
     "Credit",
     "Decide",
     "Decided",
@@ -41,11 +43,14 @@ __all__ = [
     "Subscribed",
     "Unsubscribe",
     "Welcome",
+    "agreed_version",
     "parse_packet",
 ]
 
 PROTOCOL: Final = "kiteq"
-WIRE_VERSION: Final = 1
+WIRE_VERSIONS: Final = (1, 2)
+"""What this code speaks. Version 2 has the packet `Brokers`, which must not be sent to a peer that chose 1."""
+WIRE_VERSION: Final = WIRE_VERSIONS[-1]
 
 NACK_FAILED: Final = 0
 NACK_REJECTED: Final = 1
@@ -123,6 +128,18 @@ class Goodbye(NamedTuple):
 
     request: int
     reason: str
+
+
+class Brokers(NamedTuple):
+    """Broker to client, since version 2: every broker of its set, itself included, after a Welcome and at each change.
+
+    addresses: HOST:PORT each, or ":PORT" for the host that the client has connected to. A client connects
+    to all of them, and no longer to those that are left out. Brokers found in a list or through ZooKeeper
+    do not send it. The request id is 0.
+    """
+
+    request: int
+    addresses: list[str]
 
 
 class Publish(NamedTuple):
@@ -302,32 +319,10 @@ class AdminReply(NamedTuple):
 
 
 Packet = (
-    Hello
-    | Welcome
-    | Refusal
-    | Ping
-    | Pong
-    | Goodbye
-    | Publish
-    | Receipts
-    | Subscribe
-    | Subscribed
-    | Unsubscribe
-    | Credit
-    | Deliver
-    | Ack
-    | Nack
-    | Settled
-    | Extend
-    | Prepare
-    | Prepared
-    | Enlist
-    | Decide
-    | Decided
-    | Ask
-    | Admin
-    | AdminReply
-)
+    Hello | Welcome | Refusal | Ping | Pong | Goodbye | Brokers | Publish | Receipts | Subscribe | Subscribed
+    | Unsubscribe | Credit | Deliver | Ack | Nack | Settled | Extend | Prepare | Prepared | Enlist | Decide
+    | Decided | Ask | Admin | AdminReply
+)  # fmt: skip
 
 
 Check = Callable[[object], bool]
@@ -352,6 +347,7 @@ SHAPES: Final[dict[int, tuple[type[Any], tuple[Check, ...]]]] = {
     5: (Pong, ()),
     6: (Goodbye, (shapes.is_text,)),
     # 7 to 9 are reserved for authentication
+    10: (Brokers, (shapes.is_texts,)),
     16: (Publish, (shapes.is_blobs,)),
     17: (Receipts, (shapes.is_int_or_ints, shapes.is_bool, shapes.is_exceptions)),
     18: (Subscribe, (shapes.is_bindings,)),
@@ -373,6 +369,11 @@ SHAPES: Final[dict[int, tuple[type[Any], tuple[Check, ...]]]] = {
     49: (AdminReply, (shapes.is_plain,)),
 }
 TYPE_NUMBERS: Final[dict[type[Any], int]] = {shape[0]: number for number, shape in SHAPES.items()}
+
+
+def agreed_version(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """Return the newest version that both speak, None if there is none."""
+    return max(set(ours) & set(theirs), default=None)
 
 
 def parse_packet(fields: object) -> Packet:

@@ -42,7 +42,7 @@ async def test_the_greeting_names_group_topics_and_bindings() -> None:
     ):
         pass
     [hello] = greetings
-    assert (hello.group, hello.topics, hello.versions) == ("g", ["trade"], [1])
+    assert (hello.group, hello.topics, hello.versions) == ("g", ["trade"], [1, 2])
     assert hello.bindings == [["trade", 0, "pay", 5, True, "latest"]]
     assert len(hello.instance) == 16
 

@@ -11,8 +11,9 @@ import trio
 from kazoo.client import KazooClient
 
 from kiteq.registry.layout import Server
+from kiteq.registry.registry import Snapshot
 from kiteq.registry.session import ZooKeeperSession
-from kiteq.registry.zookeeper import Snapshot, ZooKeeperRegistry, open_registry
+from kiteq.registry.zookeeper import ZooKeeperRegistry, open_registry
 
 SESSION_SECONDS = 1.0
 WAIT_SECONDS = 20.0

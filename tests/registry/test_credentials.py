@@ -10,9 +10,9 @@ from kazoo.exceptions import NoAuthError
 from kazoo.security import make_acl
 
 from kiteq.binding.bindings import fanout
-from kiteq.registry.address import Credentials
 from kiteq.registry.directory import open_directory
 from kiteq.registry.errors import CredentialsRefused
+from kiteq.registry_address import Credentials
 from tests.registry.parts import ADDRESS, SERVER, ListLog, in_thread, opened, until
 from tests.support.zookeeper import ZooKeeperProcess
 

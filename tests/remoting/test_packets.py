@@ -51,6 +51,7 @@ FIELDS: dict[int, tuple[st.SearchStrategy[Any], ...]] = {
     4: (),
     5: (),
     6: (text,),
+    10: (st.lists(text, max_size=3),),
     16: (blobs,),
     17: (one_or_many, st.booleans(), exceptions),
     18: (bindings,),
@@ -109,7 +110,7 @@ def test_a_missing_field_is_refused(packet: Packet) -> None:
         parse_packet(as_fields(packet)[:-1])
 
 
-@pytest.mark.parametrize("number", [0, -1, 7, 8, 9, 10, 15, 21, 38, 47, 50, 1 << 40, "4", None, 4.0, True, b"\x04"])
+@pytest.mark.parametrize("number", [0, -1, 7, 8, 9, 11, 15, 21, 38, 47, 50, 1 << 40, "4", None, 4.0, True, b"\x04"])
 def test_an_unknown_number_is_refused(number: object) -> None:
     with pytest.raises(RemoteProtocolError, match="unknown packet type"):
         parse_packet([number, 1])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kiteq.errors import ConfigError
-from kiteq.registry.address import Credentials, RegistryAddress, parse_registry_url, read_credentials
+from kiteq.registry_address import Credentials, RegistryAddress, parse_registry_url, read_credentials
 
 
 @pytest.mark.parametrize(
