@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kiteq import __version__
-
 __all__ = ["main"]
 
 
@@ -15,7 +13,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its status."""
     words = sys.argv[1:] if words is None else words
     if list(words) in (["--version"], ["-version"]):
-        print(f"kiteq {__version__}")
+        from kiteq.cli.version import version_text
+
+        print(version_text())
         sys.exit(0)
     from kiteq.cli.app import app
     from kiteq.cli.arguments import with_two_dashes

@@ -143,7 +143,8 @@ class Session:
         if type(first) is Refusal:
             raise refusal(first.code, first.reason, first.temporary)
         if type(first) is not Welcome or first.version not in WIRE_VERSIONS:
-            raise RemoteProtocolError(f"the broker answered the greeting with {type(first).__name__}"[:200])
+            answer = f"wire version {first.version}" if type(first) is Welcome else type(first).__name__
+            raise RemoteProtocolError(f"the broker answered the greeting with {answer}, which was not offered"[:200])
         limits = first.limits
         self.broker = first.broker
         self._body_bytes_max = limits.get("body_bytes", BODY_BYTES_MAX_DEFAULT)

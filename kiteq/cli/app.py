@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from kiteq import __version__
 from kiteq.cli.administration import DEFAULT_BROKER, dead_letters, groups, stat
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json, given, resolve, with_server_flags
@@ -42,12 +41,14 @@ OptionalType = Annotated[str | None, typer.Argument(metavar="[TYPE]", show_defau
 def start(
     context: typer.Context,
     *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the versions and leave.")] = False,
     **flags: Any,
 ) -> None:
     """Start a broker, or with a command: send, listen, and administer a running one."""
     if version:
-        print(f"kiteq {__version__}")
+        from kiteq.cli.version import version_text
+
+        print(version_text())
         raise typer.Exit
     if context.invoked_subcommand is not None:
         _refuse_before_command(flags, context.invoked_subcommand)

@@ -76,7 +76,7 @@ class Authenticate:
         if hello.protocol != PROTOCOL:
             raise Refused("protocol_version", f"this is a kiteq broker, not one for {hello.protocol!r}"[:200])
         if agreed_version(WIRE_VERSIONS, hello.versions) is None:
-            older = max(hello.versions, default=0) < WIRE_VERSIONS[0]
+            older = max(hello.versions, default=0) < WIRE_VERSIONS[-1]
             raise Refused(
                 "protocol_version",
                 f"this broker speaks wire versions {_versions(WIRE_VERSIONS)}, the client "

@@ -12,6 +12,8 @@ import pytest
 
 from kiteq import __version__
 from kiteq.cli.transactions import age_text
+from kiteq.remoting.packets import WIRE_VERSIONS
+from kiteq.store.recovery import FORMAT_VERSION
 from tests.cli.running import environment, kiteq, refused
 from tests.support.broker import free_port
 
@@ -23,7 +25,10 @@ ID = "00112233445566778899aabbccddeeff"
 @pytest.mark.parametrize("flag", ["--version", "-version"])
 def test_the_version_is_printed(tmp_path: Path, flag: str) -> None:
     done = kiteq(tmp_path, flag)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"kiteq {__version__}\n", "")
+    product, wire, store = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, product) == (0, "", f"kiteq {__version__}")
+    assert wire == f"wire versions {', '.join(map(str, WIRE_VERSIONS))}"
+    assert re.fullmatch(rf"store format {FORMAT_VERSION}, upgrades [\d, ]+", store)
 
 
 def test_off_loopback_it_names_users_and_insecure(tmp_path: Path) -> None:
