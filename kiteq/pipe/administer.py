@@ -12,9 +12,10 @@ import trio
 from kiteq.binding.bindings import Kind
 from kiteq.errors import Refused
 from kiteq.message import BadMessage, parse_extras, split
-from kiteq.pipe.binding_changes import drop, unbind
+from kiteq.pipe.broker_verbs import BrokerVerbs
 from kiteq.pipe.delays import cancel
 from kiteq.pipe.events import AdminAsked
+from kiteq.pipe.registration import drop_shared, unbind_shared
 from kiteq.pipe.reports import outlet_row, outlet_rows, stat
 from kiteq.pipe.settlement import head_of
 from kiteq.pipe.transaction_views import TransactionViews
@@ -62,6 +63,7 @@ class Administer:
             "dlq.purge": self._dlq_purge,
             "msg.cancel": partial(cancel, core),
             **TransactionViews(core).verbs,
+            **BrokerVerbs(core).verbs,
         }
 
     def handle(self, event: AdminAsked) -> tuple[()]:
@@ -133,12 +135,8 @@ class Administer:
         rows = [outlet_row(outlet) for outlet in outlets]
         dropped = {name: sum(row[name] for row in rows) for name in ("pending", "retrying", "dead")}
         for outlet in outlets:
-            if outlet.closed:
-                continue  # another request was faster
-            finished = trio.Event()
-            drop(self._core, outlet, lambda _error, finished=finished: finished.set())  # type: ignore[misc]
-            self._core.turn.end()
-            await finished.wait()
+            if not outlet.closed:  # else another request was faster
+                await drop_shared(self._core, outlet)
         return dropped
 
     async def _group_unsubscribe(self, arguments: Arguments) -> dict[str, Any]:
@@ -151,10 +149,9 @@ class Administer:
         finished = trio.Event()
         outlet = group.outlets.get(topic)
         before = outlet_row(outlet) if outlet is not None else {}
-        removed = unbind(self._core, group.name, topic, kind, pattern, lambda _error: finished.set())
+        removed = unbind_shared(self._core, group.name, topic, kind, pattern, lambda _error: finished.set())
         self._core.turn.end()
-        if removed:
-            await finished.wait()
+        await finished.wait()
         left = topic in group.outlets
         return {"removed": removed, "pending": 0 if left or not removed else before.get("pending", 0), "bound": left}
 

@@ -35,8 +35,8 @@ class Outlet:
     """
 
     __slots__ = (
-        "_allowance", "_allowance_at", "behind", "closed", "damaged", "dropped", "due", "fly", "group", "leased",
-        "matchers",
+        "_allowance", "_allowance_at", "acked", "behind", "closed", "damaged", "dropped", "due", "fly", "group",
+        "leased", "matchers",
         "position", "reading", "ready", "ready_bytes", "reading_retries", "replaying", "subscription",
     )  # fmt: skip
 
@@ -58,6 +58,8 @@ class Outlet:
         self.replaying: list[tuple[int, int]] = []
         """What joins `due` once it is durable."""
         self.leased = 0
+        self.acked = 0
+        """Since the start of the broker."""
         self.dropped = 0
         self.damaged = 0
         self._allowance = 1.0

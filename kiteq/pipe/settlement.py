@@ -35,6 +35,7 @@ class Settlement:
         outlet, chunk = lease.outlet, lease.chunk
         self._counters["acked"] += stop - start
         outlet.leased -= stop - start
+        outlet.acked += stop - start
         if chunk.origin is Origin.LOG and not self._store.forgets:
             size = lease.size if stop - start == len(lease.blobs) else sum(map(len, lease.blobs[start:stop]))
             self._settle(outlet, chunk.part(start, stop), size)
