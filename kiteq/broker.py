@@ -17,6 +17,7 @@ import trio
 
 from kiteq.checking import run_checks
 from kiteq.clock import SystemClock
+from kiteq.clustering import leave, opener, run_registration, stay_announced
 from kiteq.delaying import run_delayed
 from kiteq.limits import DUPLICATE_WINDOW_SECONDS, FRAME_OVERHEAD_BYTES
 from kiteq.pipe.check import Check
@@ -36,6 +37,7 @@ from kiteq.store.opening import open_store
 if TYPE_CHECKING:
     from kiteq.clock import Clock
     from kiteq.config import Settings
+    from kiteq.registry.registry import OpenRegistry
     from kiteq.remoting.packets import Packet
     from kiteq.store.store import Store
 
@@ -61,9 +63,12 @@ class Broker:
     _serving: trio.CancelScope
 
     async def drain(self) -> None:
-        """Stop accepting, let clients finish what they hold, flush, and end `serve`."""
+        """Leave the registry, stop accepting, let clients finish what they hold, flush, and end `serve`."""
         core = self.core
+        if core.draining:
+            return
         core.draining = True
+        await leave(core)
         self._listening.cancel()
         for peer in core.peers:
             peer.say_goodbye("the broker is shutting down")
@@ -83,16 +88,20 @@ async def serve(
     settings: Settings,
     *,
     clock: Clock | None = None,
+    open_registry: OpenRegistry | None = None,
+    partitions: tuple[int, ...] = (),
     beside: Callable[[Core], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[Broker] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a broker until it is drained or cancelled.
 
-    beside: runs with it, as long as it runs, for instance the HTTP port.
-    Reports a `Broker` once it listens. Raises `ConfigError`, `StoreUnusable`, `StoreFailed`, or
-    `OSError` when the address cannot be bound.
+    open_registry: of the registry to take part in; by default that of the settings. partitions: what it
+    announces to own. beside: runs with it, as long as it runs, for instance the HTTP port.
+    Reports a `Broker` once it listens. Raises `ConfigError`, `StoreUnusable`, `StoreFailed`,
+    `CredentialsRefused`, or `OSError` when the address cannot be bound.
     """
     clock = clock or SystemClock()
+    open_registry = open_registry or opener(settings)
     listener = listen(settings.bind)
     with listener:
         store = open_store(settings.db, bytes_max=settings.store_limit)
@@ -108,12 +117,18 @@ async def serve(
                         nursery.start_soon(run_timers, core)
                         nursery.start_soon(run_checks, core)
                         nursery.start_soon(run_delayed, core)
+                        if open_registry is not None:
+                            await nursery.start(run_registration, core, open_registry)
                         listening = await nursery.start(partial(_accept, listener, core, sessions, pipeline))
                         address = address_of(listener)
                         log.info("serving", address=address, broker_id=store.broker_id, epoch=store.epoch)
+                        if core.registry is not None:
+                            nursery.start_soon(stay_announced, core, settings.advertise or address, partitions)
                         if beside is not None:
                             nursery.start_soon(beside, core)
-                        task_status.started(Broker(address, core, sessions, listening, serving))
+                        broker = Broker(address, core, sessions, listening, serving)
+                        nursery.start_soon(_drain_when_asked, broker)
+                        task_status.started(broker)
             except BaseExceptionGroup as group:
                 if store.failure is not None:
                     raise store.failure from group
@@ -121,6 +136,12 @@ async def serve(
             finally:
                 core.deliveries.nursery = None
                 core.turn.submit()  # before the snapshot that ends the store
+
+
+async def _drain_when_asked(broker: Broker) -> None:
+    await broker.core.stop_wanted.wait()
+    log.info("draining: an administrator asked for it")
+    await broker.drain()
 
 
 def address_of(listener: socket.socket) -> str:

@@ -40,6 +40,7 @@ LEVELS: Final = {
     "kiteq.recovery": 3,
     "kiteq.checking": 3,
     "kiteq.delaying": 3,
+    "kiteq.clustering": 3,
     "kiteq.broker": 4,
     "kiteq.cli": 5,
     "kiteq.admin": 5,

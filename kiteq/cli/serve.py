@@ -107,8 +107,11 @@ def introduction(settings: Settings, address: str, http: str | None = None) -> s
         "registry": "embedded: bindings are kept in the store",
         "clients": clients,
     }
-    if settings.advertise is not None:
-        lines["advertise"] = settings.advertise
+    if settings.zkhost is not None:
+        announced = settings.advertise or address
+        lines["registry"] = f"{settings.zkhost}, where clients find this broker as {announced}"
+    elif settings.advertise is not None:
+        lines["advertise"] = f"{settings.advertise}, which nobody asks for without --zkhost"
     if http is not None:
         lines["http"] = f"http://{http} has /stat, /binds, /healthz and /metrics"
     if settings.handlers:

@@ -9,8 +9,9 @@ from kiteq.binding.bindings import Binding, from_wire
 from kiteq.errors import Refused
 from kiteq.limits import FRAME_OVERHEAD_BYTES, HEARTBEAT_SECONDS, IDLE_SECONDS_MAX
 from kiteq.message import check_name
-from kiteq.pipe.binding_changes import bind
 from kiteq.pipe.events import PacketsRead, Trusted
+from kiteq.pipe.neighbours import tell_neighbours
+from kiteq.pipe.registration import bind_shared
 from kiteq.remoting.packets import PROTOCOL, WIRE_VERSIONS, Hello, Refusal, Welcome, agreed_version
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class Authenticate:
                 refused = error if isinstance(error, Refused) else Refused("store_full", str(error), temporary=True)
                 peer.send(Refusal(hello.request, refused.code, refused.reason, refused.temporary))
                 peer.close(refused.reason)
-            elif peer.close_reason is None:
+            elif peer.close_reason is None and peer in self._core.peers:
                 self._welcome(peer, hello)
 
-        bind(self._core, peer.group, bindings, bound)
+        bind_shared(self._core, peer.group, bindings, bound)
 
     def _check(self, hello: Hello) -> list[Binding]:
         core = self._core
@@ -112,6 +113,7 @@ class Authenticate:
             "ack_deadline_ms": int(core.settings.ack_deadline * 1000),
         }
         peer.send(Welcome(hello.request, version, core.store.broker_id, limits, peer.local))
+        tell_neighbours(core, peer)
 
 
 def _versions(versions: Sequence[int]) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from kiteq.errors import Refused, StoreError
 from kiteq.pipe.authenticate import parse_bindings
-from kiteq.pipe.binding_changes import bind, unbind
 from kiteq.pipe.events import BindingsSent
+from kiteq.pipe.registration import bind_shared, unbind_shared
 from kiteq.remoting.packets import Refusal, Subscribe, Subscribed, Unsubscribe
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ class Bind:
             except Refused as refused:
                 _refuse(peer, packet.request, refused)
             else:
-                bind(self._core, peer.group, bindings, done)
-        elif type(packet) is Unsubscribe and not unbind(
-            self._core, peer.group, packet.topic, packet.kind, packet.pattern, done
-        ):
-            done(None)  # it is gone already, as asked
+                bind_shared(self._core, peer.group, bindings, done)
+        elif type(packet) is Unsubscribe:
+            # One that is not there is gone already, as asked.
+            unbind_shared(self._core, peer.group, packet.topic, packet.kind, packet.pattern, done)
         return ()
 
 

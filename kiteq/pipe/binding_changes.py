@@ -20,7 +20,7 @@ from kiteq.store.writer import Submission
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
 
-__all__ = ["bind", "discard", "unbind"]
+__all__ = ["Done", "bind", "discard", "drop", "unbind"]
 
 Done = Callable[[StoreError | Refused | None], None]
 
@@ -46,10 +46,13 @@ def _under_way(core: Core, group: str, bindings: Sequence[Binding]) -> trio.Even
 
 
 def _that_take_over(core: Core, group: str, bindings: Sequence[Binding]) -> dict[str, list[Binding]]:
-    """Return, by topic, the bindings that take over what was kept: each does once, when it is new."""
+    """Return, by topic, the bindings that take over what was kept: each does so once.
+
+    One that was there as "latest", for instance because the registry brought it first, does so too.
+    """
     found: dict[str, list[Binding]] = {}
     for binding in bindings:
-        old = {(one.kind, one.pattern) for one in _in_force(core, group, binding.topic)}
+        old = {(one.kind, one.pattern) for one in _in_force(core, group, binding.topic) if one.start == "first"}
         if binding.start == "first" and (binding.kind, binding.pattern) not in old:
             found.setdefault(binding.topic, []).append(binding)
     return found

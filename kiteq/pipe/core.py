@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kiteq.pipe.duplicates import DuplicateWindow
     from kiteq.pipe.events import Batch, NotStored, Stored
     from kiteq.pipe.peer import Peer
+    from kiteq.pipe.registration import Registration
     from kiteq.pipe.router import Router
     from kiteq.pipe.turn import Turn
     from kiteq.registry.registry import Registry
@@ -64,7 +65,11 @@ class Core:
     stop_wanted: trio.Event = field(default_factory=trio.Event)
     """Set when somebody asks the broker to drain and end, as a signal does."""
     registry: Registry | None = None
-    """Where bindings are shared with other brokers; None while this broker is alone."""
+    """Where brokers find each other; None while this one is alone."""
+    registration: Registration | None = None
+    """Shares bindings through the registry."""
+    neighbours: tuple[str, ...] = ()
+    """Addresses of every broker of its set, as clients are told; empty while it is none of several workers."""
     unrouted_bytes: int = 0
     """Bytes of the messages that are kept because no group was bound to them."""
     taking_over: dict[tuple[str, str], trio.Event] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import trio
@@ -51,6 +52,7 @@ async def stat(core: Core) -> Row:
         "damaged_records": core.store.damaged_records,
         "refusing": None if core.refusing is None else core.refusing[1],
         "draining": core.draining,
+        "registry": registry_figures(core),
         "counters": dict(core.counters),
         "transactions": transaction_figures(core),
     }
@@ -108,6 +110,10 @@ def health(core: Core) -> Health:
     if core.draining:
         return Health("unavailable", ["the broker is shutting down"])
     reasons = []
+    registry = registry_figures(core)
+    if registry is not None and registry["degraded"]:
+        since = seconds_text(registry["since_s"])
+        reasons.append(f"the registry, for {since}: {registry['reason']}; going on with the bindings known")
     if core.refusing is not None:
         reasons.append(f"publishing is refused: {core.refusing[1]}")
     elif core.filling_up:
@@ -123,6 +129,19 @@ def health(core: Core) -> Health:
     if figures["parked"]:
         reasons.append(f"{figures['parked']} transactions are parked: nobody could say whether they were committed")
     return Health("degraded" if reasons else "ok", reasons)
+
+
+def registry_figures(core: Core) -> Row | None:
+    """Return whether the registry is as it should be, since when, in seconds, and why not; None without one."""
+    if core.registry is None:
+        return None
+    state = core.registry.state
+    return {
+        "degraded": state.degraded,
+        "since_s": round(max(0.0, time.monotonic() - state.since), 1),
+        "found": not state.session_over,
+        "reason": state.reason,
+    }
 
 
 def transaction_figures(core: Core) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kiteq.binding.bindings import Binding
@@ -108,6 +109,9 @@ class Router:
                 self.check_served(topic, new_topics=len(merged.keys() - self._store.topics.keys()))
             if topic not in merged:
                 merged[topic] = {(old.kind, old.pattern): old for old in self._submitted.get((group, topic), ())}
+            old = merged[topic].get((binding.kind, binding.pattern))
+            if old is not None and old.start == "first":
+                binding = replace(binding, start="first")  # noqa: PLW2901 it has taken over what was kept: once is enough
             merged[topic][binding.kind, binding.pattern] = binding
         result = {topic: tuple(by_pattern.values()) for topic, by_pattern in merged.items()}
         added = sum(len(all_) - len(self._submitted.get((group, topic), ())) for topic, all_ in result.items())

@@ -45,6 +45,11 @@ class Registry(Protocol):
     ) -> None:
         """Say that the broker at HOST:PORT serves these topics, or every topic. Raises `AddressTaken` too."""
 
+    async def announce_publishers(
+        self, address: str, server: Server, groups: Iterable[Key], *, timeout: float = ...
+    ) -> None:
+        """Say which groups publish what through this broker, as (topic, group); instead of what was said before."""
+
     async def withdraw(self, *, timeout: float = ...) -> None:
         """Take back what was announced."""
 

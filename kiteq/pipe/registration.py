@@ -1,0 +1,270 @@
+"""The bindings that this broker shares with others through a registry.
+
+Theory of operation. There are three versions of a group's bindings in a topic: what is in force here (in
+the store), what the registry holds, and what the registry held when it was last seen, which is kept in
+the store too. Whoever differs from the last one has changed something, here or elsewhere, also during an
+outage or while this broker was down; so nothing is unbound, and nothing bound again, by accident.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgpack
+import structlog
+import trio
+
+from kiteq.binding.bindings import Binding, Kind, from_wire, to_wire
+from kiteq.errors import Refused, StoreError
+from kiteq.pipe.binding_changes import Done, bind, drop, unbind
+from kiteq.registry.errors import RegistryError, UnreadableNode
+from kiteq.registry.merging import Key, Pattern, pattern_of
+from kiteq.store.tables import Table
+from kiteq.store.writer import Submission
+
+if TYPE_CHECKING:
+    from kiteq.pipe.core import Core
+    from kiteq.pipe.outlet import Outlet
+    from kiteq.registry.registry import Registry, Snapshot
+    from kiteq.store.tables import Tables
+
+__all__ = ["Reconciled", "Registration", "bind_shared", "drop_shared", "reconcile", "unbind_shared"]
+
+PUBLISH_SECONDS: Final = 2.0
+"""How long a client that binds waits for the registry; without it the binding is in force here, and shared later."""
+META_REGISTRY: Final = b"r"
+
+log = structlog.get_logger()
+
+ByPattern = Mapping[Pattern, Binding]
+
+
+class Reconciled(NamedTuple):
+    """What has to be done. here: bindings to add or update, and to remove, in force here; shared: in the registry."""
+
+    bind_here: list[Binding]
+    unbind_here: list[Binding]
+    bind_shared: list[Binding]
+    unbind_shared: list[Binding]
+
+
+def reconcile(seen: ByPattern, shared: ByPattern, here: ByPattern) -> Reconciled:
+    """Return what brings the bindings here and in the registry together.
+
+    seen: what the registry held when it was looked at last. `start` is of the moment and never compared.
+    What was changed on both sides stays bound, as the registry says if it is bound there.
+    """
+    result = Reconciled([], [], [], [])
+    for pattern in {**shared, **here, **seen}:
+        before, theirs = seen.get(pattern), shared.get(pattern)
+        ours = None if (found := here.get(pattern)) is None else replace(found, start="latest")
+        if ours == theirs:
+            continue
+        changed_there = theirs != before
+        if theirs is not None and changed_there:
+            result.bind_here.append(theirs)
+        elif changed_there and ours == before:
+            assert found is not None
+            result.unbind_here.append(found)
+        elif ours is not None:
+            result.bind_shared.append(ours)
+        else:
+            assert theirs is not None
+            result.unbind_shared.append(theirs)
+    return result
+
+
+def bind_shared(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
+    """Add or update bindings of a group at every broker; `done` is called when they are in force here, or refused."""
+    if core.registration is None:
+        bind(core, group, bindings, done)
+    else:
+        core.registration.bind(group, bindings, done)
+
+
+def unbind_shared(core: Core, group: str, topic: str, kind: int, pattern: str, done: Done) -> bool:
+    """Remove one binding at every broker; `done` is called in any case. Return whether it was in force here."""
+
+    def finish(error: StoreError | Refused | None) -> None:
+        if error is not None or core.registration is None:
+            done(error)
+            return
+        assert core.deliveries.nursery is not None
+        core.deliveries.nursery.start_soon(remove_and_finish, core.registration)
+
+    async def remove_and_finish(registration: Registration) -> None:
+        with suppress(ValueError):  # what is no binding is bound nowhere
+            await registration.remove(group, topic, [Binding(topic, Kind(kind), pattern)])
+        done(None)
+        core.turn.end()
+
+    was_here = unbind(core, group, topic, kind, pattern, finish)
+    if not was_here:
+        finish(None)
+    return was_here
+
+
+async def drop_shared(core: Core, outlet: Outlet) -> None:
+    """Let a group leave a topic at every broker, with all it is owed; return when that is durable here."""
+    group, topic = outlet.subscription.group, outlet.subscription.topic.name
+    bindings = core.router.submitted(group, topic)
+    finished = trio.Event()
+    drop(core, outlet, lambda _error: finished.set())
+    core.turn.end()
+    await finished.wait()
+    if core.registration is not None:
+        await core.registration.remove(group, topic, bindings)
+
+
+class Registration:
+    """Keeps the bindings of the store and those of the registry the same."""
+
+    def __init__(self, core: Core, registry: Registry) -> None:
+        self._core = core
+        self._registry = registry
+        self._seen = _read_seen(core.store.tables)
+        self._warned: dict[Key, str] = {}
+
+    # --- what clients change here --------------------------------------------------------------
+
+    def bind(self, group: str, bindings: Sequence[Binding], done: Done) -> None:
+        """Add or update bindings of a group in the registry and here; `done` as for one broker alone.
+
+        An outage does not keep anybody from binding.
+        """
+        new = [one for one in bindings if self._is_new(group, one)]
+        if not new:
+            bind(self._core, group, bindings, done)
+            return
+        nursery = self._core.deliveries.nursery
+        assert nursery is not None
+        nursery.start_soon(self._publish_and_bind, group, new, bindings, done)
+
+    def _is_new(self, group: str, binding: Binding) -> bool:
+        seen = self._seen.get((binding.topic, group), {}).get(pattern_of(binding))
+        return seen != replace(binding, start="latest")
+
+    async def _publish_and_bind(
+        self, group: str, new: Sequence[Binding], bindings: Sequence[Binding], done: Done
+    ) -> None:
+        try:
+            self._core.router.merged(group, bindings)  # what is refused here should not be in the registry
+            for topic, of_topic in _by_topic(new).items():
+                await self._registry.merge_bindings(group, topic, of_topic, timeout=PUBLISH_SECONDS)
+        except Refused as refused:
+            done(refused)
+        except RegistryError as error:
+            if isinstance(error, UnreadableNode):
+                log.warning("a binding is not shared", group=group, reason=str(error))
+            bind(self._core, group, bindings, done)
+        else:
+            bind(self._core, group, bindings, done)
+        self._core.turn.end()
+
+    async def remove(self, group: str, topic: str, bindings: Iterable[Binding]) -> None:
+        """Take bindings, removed here already, out of the registry; during an outage that is done afterwards."""
+        try:
+            await self._registry.remove_binding(group, topic, bindings, timeout=PUBLISH_SECONDS)
+        except RegistryError as error:
+            log.warning("a removed binding stays in the registry for now", group=group, topic=topic, reason=str(error))
+
+    # --- what the registry says ----------------------------------------------------------------
+
+    async def apply(self, snapshot: Snapshot) -> None:
+        """Bring the bindings here and in the registry together; return when those here are in force."""
+        unshared: list[tuple[Key, Reconciled]] = []
+        for key, shared in sorted(snapshot.bindings.items()):
+            if shared is None:
+                continue
+            found = self._apply(key, {pattern_of(one): one for one in shared})
+            if found.bind_shared or found.unbind_shared:
+                unshared.append((key, found))
+        self._core.turn.end()
+        finished = trio.Event()
+        self._core.store.on_durable(finished.set)
+        await finished.wait()
+        for key, found in unshared:
+            await self._publish(key, found)
+
+    def _apply(self, key: Key, shared: ByPattern) -> Reconciled:
+        topic, group = key
+        core = self._core
+        seen = self._seen.get(key, {})
+        found = reconcile(seen, shared, {pattern_of(one): one for one in core.router.submitted(group, topic)})
+        if found.bind_here:
+            bind(core, group, found.bind_here, self._noting_refusal(key))
+        for one in found.unbind_here:
+            log.info("a binding was removed through the registry", group=group, binding=str(one))
+            unbind(core, group, topic, one.kind, one.pattern, self._noting_refusal(key))
+        if seen != shared:
+            self._save_seen(key, shared)
+        return found
+
+    async def _publish(self, key: Key, found: Reconciled) -> None:
+        topic, group = key
+        try:
+            if found.bind_shared:
+                await self._registry.merge_bindings(group, topic, found.bind_shared, timeout=PUBLISH_SECONDS)
+            if found.unbind_shared:
+                await self._registry.remove_binding(group, topic, found.unbind_shared, timeout=PUBLISH_SECONDS)
+        except Refused as refused:
+            log.warning(
+                "bindings made during an outage contradict those in the registry, and are taken back",
+                group=group, topic=topic, reason=str(refused),
+            )  # fmt: skip
+            for one in found.bind_shared:
+                unbind(self._core, group, topic, one.kind, one.pattern, self._noting_refusal(key))
+            self._core.turn.end()
+        except RegistryError as error:
+            log.debug("bindings are not in the registry yet", group=group, topic=topic, reason=str(error))
+
+    def _noting_refusal(self, key: Key) -> Done:
+        def done(error: StoreError | Refused | None) -> None:
+            if error is None:
+                self._warned.pop(key, None)
+            elif self._warned.get(key) != str(error):
+                self._warned[key] = str(error)
+                topic, group = key
+                log.warning(
+                    "a binding of the registry is not in force here", group=group, topic=topic, reason=str(error)
+                )
+
+        return done
+
+    def _save_seen(self, key: Key, shared: ByPattern) -> None:
+        submission = Submission(lambda _error: None, urgent=False)
+        if shared:
+            self._seen[key] = dict(shared)
+            value = msgpack.packb([*key, [to_wire(one) for one in shared.values()]])
+            submission.rows.append((Table.META, _seen_key(key), value))
+        else:
+            self._seen.pop(key, None)
+            submission.rows.append((Table.META, _seen_key(key), None))
+        self._core.store.writer.submit(submission)
+
+
+def _seen_key(key: Key) -> bytes:
+    # Two names of 255 characters are longer than a key may be.
+    return META_REGISTRY + hashlib.sha256("\0".join(key).encode()).digest()
+
+
+def _read_seen(tables: Tables) -> dict[Key, dict[Pattern, Binding]]:
+    seen: dict[Key, dict[Pattern, Binding]] = {}
+    end = bytes([META_REGISTRY[0] + 1])
+    for key, value in tables.scan(Table.META, META_REGISTRY, end):
+        if len(key) == len(META_REGISTRY) + hashlib.sha256().digest_size:
+            topic, group, wires = msgpack.unpackb(value)
+            bindings = [from_wire(wire) for wire in wires]
+            seen[topic, group] = {pattern_of(one): one for one in bindings}
+    return seen
+
+
+def _by_topic(bindings: Iterable[Binding]) -> dict[str, list[Binding]]:
+    topics: dict[str, list[Binding]] = {}
+    for one in bindings:
+        topics.setdefault(one.topic, []).append(one)
+    return topics
