@@ -26,7 +26,7 @@ from tests.faults.history import Event
 from tests.faults.model import Call, Delivery, Model, Violation, build
 from tests.faults.transaction_rules import TRANSACTION_RULES
 
-__all__ = ["Violation", "check"]
+__all__ = ["RULES", "RULES_ACROSS_BROKERS", "Rule", "Violation", "check"]
 
 DURABLE_ATTEMPT: Final = 4
 """An attempt that follows the third failure: from here the count survives a restart."""
@@ -35,10 +35,13 @@ DEADLINE_SHARE: Final = 0.8
 """Times are taken where messages arrive, a little after the broker's clock started."""
 
 
-def check(events: Iterable[Event]) -> list[Violation]:
+Rule = Callable[[Model], Iterator[Violation]]
+
+
+def check(events: Iterable[Event], rules: Iterable[Rule] | None = None) -> list[Violation]:
     """Return all violations in a history, whose events are in the order of their times."""
     model = build(events)
-    return [violation for rule in RULES for violation in rule(model)]
+    return [violation for rule in rules or RULES for violation in rule(model)]
 
 
 def _no_loss(model: Model) -> Iterator[Violation]:
@@ -283,7 +286,7 @@ def _group_is_conserved(model: Model, group: str, owed: set[str], possible: set[
         yield Violation("I22", "", group, text)
 
 
-RULES: Final[tuple[Callable[[Model], Iterator[Violation]], ...]] = (
+RULES: Final[tuple[Rule, ...]] = (
     _no_loss,
     _no_invention,
     _no_return_after_ack,
@@ -294,3 +297,6 @@ RULES: Final[tuple[Callable[[Model], Iterator[Violation]], ...]] = (
     _conserved,
     *TRANSACTION_RULES,
 )
+
+RULES_ACROSS_BROKERS: Final[tuple[Rule, ...]] = (_no_loss, _no_invention, _never_early, _conserved, *TRANSACTION_RULES)
+"""What holds for several brokers taken together; attempts, leases and repeated sends are of one broker each."""

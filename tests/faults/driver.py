@@ -95,12 +95,14 @@ async def open_connection(
     topics: Sequence[str] = (),
     bindings: Sequence[Binding] = (),
     concurrency: int = 1,
+    host: str = "127.0.0.1",
 ) -> DriverConnection:
-    """Connect to a broker on this machine and greet it. Raises `Lost`."""
+    """Connect to a broker and greet it. Raises `Lost`."""
     noted = [[binding.topic, int(binding.kind), binding.pattern, binding.persistent] for binding in bindings]
     try:
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-    except OSError as error:
+        with trio.fail_after(ANSWER_SECONDS_MAX):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError) as error:
         raise Lost(str(error)) from error
     connection = DriverConnection(stream, f"{group}-{next(_connections)}", group, history)
     connection.topics = list(topics)
@@ -137,6 +139,8 @@ class DriverConnection:
         """By call, for the owner to look at."""
         self.stale: set[int] = set()
         self.topics: list[str] = []
+        self.digest = digest_of
+        """What a history keeps of a message's bytes."""
         self.transacting = Transacting(self)
         self.open = False
         self.left = False
@@ -244,7 +248,7 @@ class DriverConnection:
         for offset, blob in enumerate(packet.messages):
             attempt = packet.attempts if isinstance(packet.attempts, int) else packet.attempts[offset]
             tag, identity = packet.first_tag + offset, blob[:16].hex()
-            self._history.write(Delivered(now, self.name, self.group, tag, identity, attempt, digest_of(blob)))
+            self._history.write(Delivered(now, self.name, self.group, tag, identity, attempt, self.digest(blob)))
             self._arrived.append(Arrival(tag, identity, attempt, blob))
 
     def _take_receipts(self, packet: Receipts, now: float) -> None:

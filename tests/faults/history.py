@@ -67,9 +67,10 @@ class Run(NamedTuple):
 
 
 class BrokerStarted(NamedTuple):
-    """The broker greets clients."""
+    """The broker greets clients. broker: its id, where there are several."""
 
     at: float
+    broker: str = ""
 
 
 class BrokerStopped(NamedTuple):
@@ -131,13 +132,14 @@ class PublishInvoked(NamedTuple):
 
 
 class PublishOk(NamedTuple):
-    """A positive receipt; groups is None when the receipt does not say."""
+    """A positive receipt; groups is None when the receipt does not say. broker: who gave it, of several."""
 
     at: float
     call: str
     groups: int | None
     duplicate: bool
     durable: bool
+    broker: str = ""
 
 
 class PublishRefused(NamedTuple):
@@ -169,11 +171,12 @@ class HalfInvoked(NamedTuple):
 
 
 class HalfOk(NamedTuple):
-    """The broker said that these messages of a transaction are durable."""
+    """The broker, which of several is in `broker`, said that these messages of a transaction are durable."""
 
     at: float
     transaction: str
     messages: list[str]
+    broker: str = ""
 
 
 class HalfRefused(NamedTuple):
