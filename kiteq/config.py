@@ -24,7 +24,7 @@ class Settings:
     bind: HOST:PORT to listen on, port 0 for any free one. advertise: HOST:PORT to announce instead.
     pport: PORT (at the host of `bind`) or HOST:PORT of the HTTP port, None for none.
     topics: topics served, empty for any name. zkhost: `zk://` URL of the registry, None for the embedded one.
-    db: URL of the store. flush: when a receipt is given.
+    workers: broker processes; every limit is of each of them. db: URL of the store. flush: when a receipt is given.
     `store_limit`, `message_limit` and `group_quota` are bytes; times are seconds.
     check_limit: answers "unknown" before a transaction is parked. half_quota: open transactions of one group.
     handlers: "module:Class" of own pipeline handlers. insecure: allow other machines in without users.
@@ -36,6 +36,7 @@ class Settings:
     topics: tuple[str, ...] = ()
     zkhost: str | None = None
     zk_timeout: float = limits.ZK_SESSION_SECONDS
+    workers: int = 1
     db: str = "lmdb://./kiteq-data"
     flush: Literal["sync", "async"] = "sync"
     store_limit: int = limits.STORE_BYTES_MAX_DEFAULT
@@ -81,7 +82,6 @@ class NotBuilt(ConfigError):
 
 NOT_BUILT: Final[Mapping[str, str]] = {
     "users": "users and their rights",
-    "workers": "worker processes",
 }
 """Names that are kept for later, with the feature they stand for."""
 
@@ -172,6 +172,7 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             f"{told('bind', settings.bind)}, which clients of other machines cannot connect to; say with --advertise "
             "HOST:PORT under which address they find this broker"
         )
+    _check_ports(settings, sources)
     address = settings.http_address
     if address is None:
         return
@@ -182,6 +183,31 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         )
     if address == settings.bind and split_address(address)[1]:
         raise ConfigError(f"{told('pport', address)}, which is bind already ({sources['bind']}); take another port")
+
+
+def _check_ports(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Check that every worker has ports of its own: they count up from those given."""
+    count = settings.workers
+    if count == 1:
+        return
+    addresses = {"bind": settings.bind, "advertise": settings.advertise, "pport": settings.http_address}
+    first = {name: split_address(address) for name, address in addresses.items() if address is not None}
+    by = f"with {count} workers ({sources['workers']})"
+    for name, (_, port) in first.items():
+        if port + count - 1 > limits.PORT_MAX:
+            raise ConfigError(
+                f"{name} is {addresses[name]} ({sources[name]}); {by} the ports from {port} to {port + count - 1} are "
+                f"needed, and {limits.PORT_MAX} is the last one"
+            )
+    if "pport" not in first:
+        return
+    (host, port), (http_host, http_port) = first["bind"], first["pport"]
+    same_host = host == http_host or not WILDCARDS.isdisjoint({host, http_host})
+    if same_host and port and http_port and abs(port - http_port) < count:
+        raise ConfigError(
+            f"pport is {addresses['pport']} ({sources['pport']}); {by} the ports from {http_port} on collide with "
+            f"those from {port} on of bind ({sources['bind']}); take one from {port + count} on"
+        )
 
 
 def _nearest(name: str) -> str:

@@ -51,6 +51,10 @@ READ_BYTES: Final = 256 * KIB
 """One socket read: a batch of a thousand small messages, and a pause nobody notices."""
 UNCOMMITTED_BYTES_MAX: Final = 1 * MIB
 """What one reader may have in the store's queue before it waits (design: batches grow instead)."""
+PORT_MAX: Final = 65_535
+"""The last port of TCP."""
+WORKERS_MAX: Final = 32
+"""Broker processes of one command: a client connects to each, and more than a machine has cores bring nothing."""
 CONNECTIONS_MAX_DEFAULT: Final = 1_024
 """File descriptors left for the store, the logs and the listeners."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -12,7 +13,17 @@ from kiteq import limits
 from kiteq.message import check_name
 from kiteq.registry_address import parse_registry_url
 
-__all__ = ["READERS", "Given", "WrongValue", "duration", "is_loopback", "seconds_text", "size_text", "split_address"]
+__all__ = [
+    "READERS",
+    "Given",
+    "WrongValue",
+    "duration",
+    "folder_of",
+    "is_loopback",
+    "seconds_text",
+    "size_text",
+    "split_address",
+]
 
 STORE_BYTES_MIN: Final = 16 * limits.MIB
 STORE_BYTES_CEILING: Final = 16_384 * limits.GIB
@@ -63,6 +74,15 @@ def split_address(text: str) -> tuple[str, int]:
     if _HOST.fullmatch(host) is None:
         raise ValueError("HOST:PORT, where HOST is a name or an address")
     return host, int(port_text)
+
+
+def folder_of(url: str) -> Path | None:
+    """Return the folder of an `lmdb:`, `mmap:` or `file:` URL, None for another kind.
+
+    `lmdb:///var/lib/kiteq` is absolute, `lmdb://./data` and `lmdb://data` are relative.
+    """
+    parts = urlsplit(url)
+    return Path(parts.netloc + parts.path) if parts.scheme in _FOLDER_SCHEMES else None
 
 
 def is_loopback(host: str) -> bool:
@@ -255,6 +275,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "topics": _topics,
     "zkhost": _zkhost,
     "zk_timeout": duration(0.5, limits.ZK_SESSION_SECONDS_MAX),
+    "workers": _number(1, limits.WORKERS_MAX),
     "db": _db,
     "flush": _choice("sync", "async"),
     "store_limit": _size(STORE_BYTES_MIN, STORE_BYTES_CEILING),

@@ -184,7 +184,7 @@ def test_a_good_store_url_is_kept(url: str) -> None:
     assert load({"db": url}, {}).settings.db == url
 
 
-@pytest.mark.parametrize("name", ["users", "workers"])
+@pytest.mark.parametrize("name", ["users"])
 def test_what_is_not_built_yet_says_so(name: str) -> None:
     with pytest.raises(NotBuilt, match="not built yet"):
         load({name: "1"}, {})
@@ -249,3 +249,29 @@ def test_a_misspelt_variable_is_reported_but_a_foreign_one_is_not() -> None:
 def test_what_kubernetes_sets_is_not_taken_for_a_misspelt_port() -> None:
     assert load({}, {"KITEQ_PORT": "tcp://10.0.0.1:13800"}).misspelt == ()
     assert load({}, {"KITEQ_PORT": "13801"}).misspelt == (("KITEQ_PORT", "KITEQ_PPORT"),)
+
+
+@pytest.mark.parametrize("value", ["0", "33", "two"])
+def test_there_are_one_to_thirty_two_workers(value: str) -> None:
+    assert refusal({"workers": value}) == f"workers is {value!r} (--workers); it must be a whole number from 1 to 32"
+
+
+def test_the_ports_of_all_workers_must_exist() -> None:
+    assert load({"workers": "3", "bind": "127.0.0.1:65533"}, {}).settings.workers == 3
+    assert refusal({"workers": "3", "bind": "127.0.0.1:65534"}) == (
+        "bind is 127.0.0.1:65534 (--bind); with 3 workers (--workers) the ports from 65534 to 65536 are needed, and "
+        "65535 is the last one"
+    )
+    assert refusal({"workers": "3", "pport": "65534"}).startswith("pport is 127.0.0.1:65534 (--pport); with 3 workers")
+    assert refusal({"workers": "3", "advertise": "h:65534"}).startswith("advertise is h:65534 (--advertise); with 3")
+
+
+@pytest.mark.parametrize("pport", ["13798", "13799", "13801", "13802", "0.0.0.0:13802"])
+def test_the_http_ports_of_workers_must_not_be_those_of_their_clients(pport: str) -> None:
+    sentence = refusal({"workers": "3", "pport": pport, "insecure": "true"})
+    assert sentence.endswith("collide with those from 13800 on of bind (default); take one from 13803 on")
+
+
+@pytest.mark.parametrize("pport", ["13797", "13803", "0", "127.0.0.2:13801"])
+def test_other_http_ports_of_workers_are_taken(pport: str) -> None:
+    assert load({"workers": "3", "pport": pport}, {}).settings.pport == pport

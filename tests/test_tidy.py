@@ -42,6 +42,7 @@ LEVELS: Final = {
     "kiteq.delaying": 3,
     "kiteq.clustering": 3,
     "kiteq.broker": 4,
+    "kiteq.workers": 4,
     "kiteq.cli": 5,
     "kiteq.admin": 5,
     "kiteq.__main__": 5,

@@ -54,8 +54,13 @@ def start(
         _refuse_before_command(flags, context.invoked_subcommand)
         return
     resolved = resolve(flags)
-    from kiteq.cli.serve import run
+    from kiteq.workers.plan import check_left_over
 
+    check_left_over(resolved.settings)
+    if resolved.settings.workers > 1:
+        from kiteq.cli.workers import run
+    else:
+        from kiteq.cli.serve import run
     run(resolved)
 
 

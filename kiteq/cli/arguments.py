@@ -10,7 +10,7 @@ from kiteq.values import READERS
 
 __all__ = ["NOT_BUILT_FLAGS", "SERVER_FLAGS", "with_two_dashes"]
 
-NOT_BUILT_FLAGS: Final = ("users", "workers")
+NOT_BUILT_FLAGS: Final = ("users",)
 SERVER_FLAGS: Final = tuple(name.replace("_", "-") for name in (*READERS, *NOT_BUILT_FLAGS, "config"))
 
 _ONE_DASH: Final = re.compile(rf"-(?:{'|'.join(SERVER_FLAGS)}|version|help)(?:=.*)?", re.DOTALL)

@@ -13,7 +13,15 @@ from kiteq.errors import ConfigError
 
 __all__ = ["Broker", "Json", "Yes", "given", "resolve", "with_server_flags"]
 
-Broker = Annotated[str, typer.Option("--broker", metavar="HOST:PORT", envvar="KITEQ_BROKER", help="The broker.")]
+Broker = Annotated[
+    str,
+    typer.Option(
+        "--broker",
+        metavar="BROKERS",
+        envvar="KITEQ_BROKER",
+        help="HOST:PORT; or several brokers: kiteq://HOST:PORT,HOST:PORT or zk://HOST:2181 (KITEQ_ZK_AUTH).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -25,6 +33,7 @@ _HELP: Final = {
     "topics": ("A,B,...", "Topics to serve. [default: every name]"),
     "zkhost": ("HOST:PORT,...", "ZooKeeper, where brokers and clients find each other. [default: embedded registry]"),
     "zk_timeout": ("TIME", "How long a broker that died is still found in ZooKeeper. [default: 10s]"),
+    "workers": ("N", "Broker processes of this command, each with its own port and store. [default: 1]"),
     "db": ("URL", "Store: lmdb:///path, lmdb://./path, memory://, mock://. [default: lmdb://./kiteq-data]"),
     "flush": ("sync|async", "Receipts after or before the message is on disk. [default: sync]"),
     "store_limit": ("SIZE", "Largest size of the store. [default: 64GiB]"),

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from kiteq.errors import ConfigError
 from kiteq.store.lmdb import LmdbTables
 from kiteq.store.memory import MemoryTables
 from kiteq.store.store import Store
+from kiteq.values import folder_of
 
-__all__ = ["folder_of", "open_store"]
-
-FOLDER_SCHEMES = ("lmdb", "mmap", "file")
-
-
-def folder_of(url: str) -> Path | None:
-    """Return the folder of an `lmdb:`, `mmap:` or `file:` URL, None for another kind.
-
-    `lmdb:///var/lib/kiteq` is absolute, `lmdb://./data` and `lmdb://data` are relative.
-    """
-    parts = urlsplit(url)
-    return Path(parts.netloc + parts.path) if parts.scheme in FOLDER_SCHEMES else None
+__all__ = ["open_store"]
 
 
 def open_store(url: str, *, bytes_max: int) -> Store:

@@ -38,7 +38,7 @@ def test_off_loopback_it_names_users_and_insecure(tmp_path: Path) -> None:
     assert not (tmp_path / "kiteq-data").exists()
 
 
-@pytest.mark.parametrize("flag", ["--users=u.toml", "-workers=2", "--workers=2"])
+@pytest.mark.parametrize("flag", ["--users=u.toml", "-users=u.toml"])
 def test_a_flag_that_is_not_built_yet_says_so(tmp_path: Path, flag: str) -> None:
     assert "not built yet" in refused(tmp_path, flag, status=2)
 
