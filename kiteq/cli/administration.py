@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
 
 import typer
 
+from kiteq.cli.cluster import Cluster
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json, Yes
-from kiteq.cli.output import print_json, printable, table, time_text
-from kiteq.cli.session import AdminSession
+from kiteq.cli.output import print_json, printable, time_text
 
 __all__ = ["dead_letters", "groups", "stat"]
 
 DEFAULT_BROKER = "127.0.0.1:13800"
+OWED: Final = ("pending", "retrying", "dead")
+LETTER_TITLES: Final = ("ID", "TOPIC", "TYPE", "DIED (UTC)", "ATTEMPTS", "BYTES", "REASON", "LAST ERROR")
 
-groups = typer.Typer(no_args_is_help=True, help="Groups of a running broker.", rich_markup_mode=None)
+groups = typer.Typer(no_args_is_help=True, help="Groups of running brokers.", rich_markup_mode=None)
 dead_letters = typer.Typer(no_args_is_help=True, help="Dead letters of a group.", rich_markup_mode=None)
 
 Group = Annotated[str, typer.Argument(metavar="GROUP", show_default=False)]
@@ -39,64 +42,77 @@ def _binding_text(binding: dict[str, Any]) -> str:
     return f"{text}{'' if binding['persistent'] else ' (temporary)'}"
 
 
-def _group_table(rows: list[dict[str, Any]]) -> str:
+def _group_table(brokers: Cluster, rows: list[dict[str, Any]]) -> str:
     titles = ("GROUP", "TOPIC", "BINDINGS", "MEMBERS", "PENDING", "BYTES", "IN FLIGHT", "RETRYING", "DEAD")
     names = ("members", "pending", "pending_bytes", "in_flight", "retrying", "dead")
-    return table(
+    return brokers.table(
         titles,
-        [
-            (row["group"], row["topic"], ", ".join(map(_binding_text, row["bindings"])), *(row[name] for name in names))
-            for row in rows
-        ],
-    )
+        rows,
+        lambda row: (
+            row["group"], row["topic"], ", ".join(map(_binding_text, row["bindings"])), *(row[name] for name in names),
+        ),
+    )  # fmt: skip
 
 
 @groups.command("list")
 def group_list(*, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
     """List every group with what waits for it, topic by topic."""
-    with AdminSession(broker) as session:
-        rows = session.ask("group.list")
-    if as_json:
-        print_json(rows)
-    else:
-        print(_group_table(rows) if rows else "no group is bound")
+    with Cluster(broker) as brokers:
+        rows = brokers.rows(brokers.ask("group.list"))
+        rows.sort(key=lambda row: (row["group"], row["topic"]))
+        if as_json:
+            print_json(rows)
+        else:
+            print(_group_table(brokers, rows) if rows else "no group is bound")
 
 
 @groups.command("show")
 def group_show(group: Group, *, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
     """Show one group and its connections."""
-    with AdminSession(broker) as session:
-        shown = session.ask("group.show", group=group)
-    if as_json:
-        print_json(shown)
-        return
-    print(_group_table(shown["topics"]) if shown["topics"] else f"group {group} is bound to nothing")
-    connections = shown["connections"]
-    if not connections:
-        print("\nno connections")
-        return
-    rows = [(row["client"], row["window"], row["in_flight"]) for row in connections]
-    print("\n" + table(("CONNECTION", "WINDOW", "IN FLIGHT"), rows))
+    with Cluster(broker) as brokers:
+        answers = brokers.ask("group.show", group=group)
+        topics, connections = (
+            [brokers.marked(address, row) for address, shown in answers for row in shown[part]]
+            for part in ("topics", "connections")
+        )
+        if as_json:
+            print_json({"group": group, "topics": topics, "connections": connections})
+            return
+        topics.sort(key=lambda row: row["topic"])
+        print(_group_table(brokers, topics) if topics else f"group {group} is bound to nothing")
+        if not connections:
+            print("\nno connections")
+            return
+        titles = ("CONNECTION", "WINDOW", "IN FLIGHT")
+        rows = brokers.table(titles, connections, lambda row: (row["client"], row["window"], row["in_flight"]))
+        print(f"\n{rows}")
 
 
 @groups.command("drop")
 def group_drop(group: Group, *, broker: Broker = DEFAULT_BROKER, yes: Yes = False, as_json: Json = False) -> None:
     """Remove a group with its bindings and everything that waits for it."""
-    with AdminSession(broker) as session:
-        rows = session.ask("group.show", group=group)["topics"]
-        owed = {name: sum(row[name] for row in rows) for name in ("pending", "retrying", "dead")}
+    with Cluster(broker) as brokers:
+        shown = {address: one["topics"] for address, one in brokers.ask("group.show", group=group)}
+        owed = {address: {name: sum(row[name] for row in rows) for name in OWED} for address, rows in shown.items()}
+        total = _summed(owed.values())
+        topics = {row["topic"] for rows in shown.values() for row in rows}
         _confirm(
-            f"dropping group {group} forgets {owed['pending']} pending, {owed['retrying']} retrying and "
-            f"{owed['dead']} dead messages in {len(rows)} topics",
+            f"dropping group {group} forgets {total['pending']} pending, {total['retrying']} retrying and "
+            f"{total['dead']} dead messages in {len(topics)} topics",
             yes=yes,
         )
-    with AdminSession(broker) as session:  # anew: people think longer than an idle connection lasts
-        dropped = session.ask("group.drop", group=group)
-    if as_json:
-        print_json(dropped)
-    else:
-        counts = ", ".join(f"{count} {name}" for name, count in dropped.items())
-        print(f"dropped group {group}: {counts}")
+        # A broker may have heard of it from another one, through the registry, before it is asked itself.
+        dropped = _summed((owed | dict(brokers.ask("group.drop", group=group))).values())
+        if as_json:
+            print_json(dropped)
+        else:
+            counts = ", ".join(f"{count} {name}" for name, count in dropped.items())
+            print(f"dropped group {group}: {counts}")
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    each = list(counts)
+    return {name: sum(one[name] for one in each) for name in OWED}
 
 
 @groups.command("unsubscribe")
@@ -116,22 +132,28 @@ def group_unsubscribe(
     kind, pattern = ("regex", regex) if regex is not None else ("direct", message_type)
     if pattern is None:
         kind, pattern = "fanout", "*"
-    with AdminSession(broker) as session:
-        rows = [row for row in session.ask("group.show", group=group)["topics"] if row["topic"] == topic]
-        bound = [binding for row in rows for binding in row["bindings"]]
-        if not any(binding["kind"] == kind and binding["pattern"] == pattern for binding in bound):
-            told = ", ".join(map(_binding_text, bound)) or "nothing"
+    with Cluster(broker) as brokers:
+        shown = [row for told in brokers.ask("group.show", group=group) for row in told.result["topics"]]
+        rows = [row for row in shown if row["topic"] == topic]
+        bound = {(one["kind"], one["pattern"]): one for row in rows for one in row["bindings"]}
+        if (kind, pattern) not in bound:
+            told = ", ".join(map(_binding_text, bound.values())) or "nothing"
             raise CommandFailed(f"group {group} has no {kind} binding {pattern!r} to {topic}; it has {told}")
-        last = f", its last one, {rows[0]['pending']} messages are pending" if len(bound) == 1 else ""
+        pending = sum(row["pending"] for row in rows)
+        last = f", its last one, {pending} messages are pending" if len(bound) == 1 else ""
         _confirm(f"unsubscribing group {group} from {topic} removes its {kind} binding {pattern!r}{last}", yes=yes)
-    with AdminSession(broker) as session:
-        result = session.ask("group.unsubscribe", group=group, topic=topic, kind=kind, pattern=pattern)
-    if as_json:
-        print_json(result)
-    elif result["removed"]:
-        print(f"removed the {kind} binding {pattern!r} of group {group} to {topic}")
-    else:
-        raise CommandFailed(f"group {group} has no {kind} binding {pattern!r} to {topic} any more")
+        answers = brokers.ask("group.unsubscribe", group=group, topic=topic, kind=kind, pattern=pattern)
+        result = {
+            "removed": any(told.result["removed"] for told in answers),
+            "pending": sum(told.result["pending"] for told in answers),
+            "bound": any(told.result["bound"] for told in answers),
+        }
+        if as_json:
+            print_json(result)
+        elif result["removed"]:
+            print(f"removed the {kind} binding {pattern!r} of group {group} to {topic}")
+        else:
+            raise CommandFailed(f"group {group} has no {kind} binding {pattern!r} to {topic} any more")
 
 
 @dead_letters.command("list")
@@ -144,23 +166,23 @@ def dlq_list(
     as_json: Json = False,
 ) -> None:
     """List dead letters of a group."""
-    with AdminSession(broker) as session:
-        rows = session.ask("dlq.list", group=group, topic=topic, limit=limit)
-    if as_json:
-        print_json(rows)
-        return
-    if not rows:
-        print(f"group {group} has no dead letters")
-        return
-    titles = ("ID", "TOPIC", "TYPE", "DIED (UTC)", "ATTEMPTS", "BYTES", "REASON", "LAST ERROR")
-    shown = [
-        (
-            row["id"], row["topic"], row["message_type"], time_text(row["at_ms"]), row["attempts"], row["bytes"],
-            row["reason"], row["error"],
-        )
-        for row in rows
-    ]  # fmt: skip
-    print(table(titles, shown))
+    with Cluster(broker) as brokers:
+        rows = brokers.rows(brokers.ask("dlq.list", group=group, topic=topic, limit=limit))
+        if brokers.several:
+            rows = sorted(rows, key=lambda row: (row["topic"], row["at_ms"]))[:limit]
+        if as_json:
+            print_json(rows)
+        elif not rows:
+            print(f"group {group} has no dead letters")
+        else:
+            print(brokers.table(LETTER_TITLES, rows, _letter_cells))
+
+
+def _letter_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        row["id"], row["topic"], row["message_type"], time_text(row["at_ms"]), row["attempts"], row["bytes"],
+        row["reason"], row["error"],
+    )  # fmt: skip
 
 
 @dead_letters.command("show")
@@ -172,11 +194,18 @@ def dlq_show(
     as_json: Json = False,
 ) -> None:
     """Show one dead letter with its history and body."""
-    with AdminSession(broker) as session:
-        letter = session.ask("dlq.show", group=group, id=message_id)
-    if as_json:
-        print_json(letter)
-        return
+    with Cluster(broker) as brokers:
+        address, found = brokers.ask("dlq.show", group=group, id=message_id)[0]
+        letter = brokers.marked(address, found)
+        if as_json:
+            print_json(letter)
+        else:
+            _print_letter(letter)
+
+
+def _print_letter(letter: dict[str, Any]) -> None:
+    if "broker" in letter:
+        print(f"{'broker':<13}{letter['broker']}")
     for name in ("id", "topic", "message_type", "reason", "error", "attempts"):
         print(f"{name:<13}{printable(str(letter[name]).encode())}")
     print(f"{'died':<13}{time_text(letter['at_ms'])} UTC")
@@ -198,12 +227,13 @@ def dlq_replay(
     as_json: Json = False,
 ) -> None:
     """Give dead letters to their group again: one, those of a topic, or all."""
-    with AdminSession(broker) as session:
-        result = session.ask("dlq.replay", group=group, topic=topic, id=message_id)
-    if as_json:
-        print_json(result)
-    else:
-        print(f"given to group {group} again: {result['replayed']}")
+    with Cluster(broker) as brokers:
+        answers = brokers.ask("dlq.replay", group=group, topic=topic, id=message_id)
+        replayed = sum(told.result["replayed"] for told in answers)
+        if as_json:
+            print_json({"replayed": replayed})
+        else:
+            print(f"given to group {group} again: {replayed}")
 
 
 @dead_letters.command("purge")
@@ -217,30 +247,40 @@ def dlq_purge(
     as_json: Json = False,
 ) -> None:
     """Delete dead letters: one, those of a topic, or all."""
-    with AdminSession(broker) as session:
-        rows = session.ask("group.show", group=group)["topics"]
+    with Cluster(broker) as brokers:
+        rows = [row for told in brokers.ask("group.show", group=group) for row in told.result["topics"]]
         count = 1 if message_id else sum(row["dead"] for row in rows if topic in (None, row["topic"]))
         where = f" of topic {topic}" if topic else ""
         _confirm(f"purging deletes {count} dead letters{where} of group {group}", yes=yes)
-    with AdminSession(broker) as session:
-        result = session.ask("dlq.purge", group=group, topic=topic, id=message_id)
-    if as_json:
-        print_json(result)
-    else:
-        print(f"deleted dead letters of group {group}: {result['purged']}")
+        answers = brokers.ask("dlq.purge", group=group, topic=topic, id=message_id)
+        purged = sum(told.result["purged"] for told in answers)
+        if as_json:
+            print_json({"purged": purged})
+        else:
+            print(f"deleted dead letters of group {group}: {purged}")
 
 
 def stat(*, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
-    """Show the counters of a running broker."""
-    with AdminSession(broker) as session:
-        counters = session.ask("stat")
-    if as_json:
-        print_json(counters)
-        return
+    """Show the counters of a running broker, or of several."""
+    with Cluster(broker) as brokers:
+        answers = brokers.ask("stat")
+        if as_json:
+            shown = [brokers.marked(address, counters) for address, counters in answers]
+            print_json(shown if brokers.several else shown[0])
+            return
+        rows = [
+            brokers.marked(address, {"counter": name, "value": value})
+            for address, counters in answers
+            for name, value in _counter_rows(counters)
+        ]
+        print(brokers.table(("COUNTER", "VALUE"), rows, lambda row: (row["counter"], row["value"])))
+
+
+def _counter_rows(counters: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in counters.items():
         if isinstance(value, dict):
             rows += [(f"{name}.{inner}", json.dumps(each, default=str)) for inner, each in sorted(value.items())]
         else:
             rows.append((name, value if isinstance(value, str) else json.dumps(value, default=str)))
-    print(table(("COUNTER", "VALUE"), rows))
+    return rows

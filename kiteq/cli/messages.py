@@ -9,16 +9,19 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import StringIO
 
 import trio
+import typer
 
 from kiteq.binding.bindings import Binding
+from kiteq.cli.cluster import Cluster
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed, sole
+from kiteq.cli.finding import LIST_SCHEME, is_registry
 from kiteq.cli.output import body_fields, print_json, printable
-from kiteq.cli.session import AdminSession
 from kiteq.errors import KiteQError, NotConnected
 from kiteq.limits import DELAY_MS_MAX, TTL_MS_MAX
 from kiteq.message import Receipt
@@ -73,7 +76,7 @@ def send(asked: Sending) -> None:
             fly=asked.fly,
         )
         message.encoded()
-        client = Client(f"kiteq://{asked.broker.removeprefix('kiteq://')}", group=asked.group, topics=[asked.topic])
+        client = Client(_client_url(asked.broker), group=asked.group, topics=[asked.topic])
     except ValueError as error:
         raise CommandFailed(str(error), STATUS_USAGE) from None
 
@@ -86,6 +89,10 @@ def send(asked: Sending) -> None:
     print(_receipt_text(message, receipt), flush=True)
 
 
+def _client_url(broker: str) -> str:
+    return broker if is_registry(broker) else f"{LIST_SCHEME}{broker.removeprefix(LIST_SCHEME)}"
+
+
 @contextmanager
 def _told_plainly(broker: str) -> Iterator[None]:
     # One sentence says it all; without a handler the client's own warnings would stand beside it.
@@ -96,6 +103,8 @@ def _told_plainly(broker: str) -> Iterator[None]:
         alone = sole(error)
         if not isinstance(alone, NotConnected):
             raise
+        if is_registry(broker):
+            raise alone from error  # it says what is missing: the registry, or somebody who serves the topic
         # The innermost reason comes last; an error number says nothing to a person.
         reason = re.sub(r"^\[errno -?\d+\] ", "", str(alone).rpartition(": ")[2].lower())
         raise NotConnected(f"no broker answers at {broker}: {reason}; is one running there?") from error
@@ -161,7 +170,7 @@ def listen(asked: Listening) -> None:
     group = asked.group or f"listen-{secrets.token_hex(4)}"
     try:
         binding = _binding(asked)
-        client = Client(f"kiteq://{asked.broker.removeprefix('kiteq://')}", group=group, bindings=[binding])
+        client = Client(_client_url(asked.broker), group=group, bindings=[binding])
     except ValueError as error:
         raise CommandFailed(str(error), STATUS_USAGE) from None
     try:
@@ -170,8 +179,8 @@ def listen(asked: Listening) -> None:
     finally:
         if asked.group is None:
             # A broker that is gone or far away drops a group that is not persistent by itself.
-            with suppress(KiteQError), AdminSession(asked.broker) as broker:
-                broker.ask("group.drop", group=group)
+            with suppress(KiteQError, typer.Exit), redirect_stderr(StringIO()), Cluster(asked.broker) as brokers:
+                brokers.ask("group.drop", group=group)
 
 
 def _binding(asked: Listening) -> Binding:

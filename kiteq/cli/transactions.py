@@ -9,20 +9,16 @@ from typing import Annotated, Any, Final
 import typer
 
 from kiteq.cli.administration import DEFAULT_BROKER
+from kiteq.cli.cluster import Cluster
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json
 from kiteq.cli.output import print_json, printable, table, time_text
-from kiteq.cli.session import AdminSession
 from kiteq.values import Given, WrongValue, duration
 
 __all__ = ["message_commands", "transaction_commands"]
 
-transaction_commands = typer.Typer(
-    no_args_is_help=True, help="Transactions of a running broker.", rich_markup_mode=None
-)
-message_commands = typer.Typer(
-    no_args_is_help=True, help="Delayed messages of a running broker.", rich_markup_mode=None
-)
+transaction_commands = typer.Typer(no_args_is_help=True, help="Transactions of running brokers.", rich_markup_mode=None)
+message_commands = typer.Typer(no_args_is_help=True, help="Delayed messages of running brokers.", rich_markup_mode=None)
 
 AGE_SECONDS_MAX: Final = 10 * 365 * 86_400.0
 ID_PATTERN: Final = re.compile("[0-9a-fA-F]{32}", re.ASCII)
@@ -86,8 +82,8 @@ def tx_list(
 ) -> None:
     """List transactions, the oldest first."""
     older_than_s = _seconds(older_than)
-    with AdminSession(broker) as session:
-        rows = session.ask(
+    with Cluster(broker) as brokers:
+        answers = brokers.ask(
             "tx.list",
             state=None if state is None else state.value,
             group=group,
@@ -95,39 +91,40 @@ def tx_list(
             older_than_s=older_than_s,
             limit=limit,
         )
-    if as_json:
-        print_json(rows)
-    elif not rows:
-        print(f"no transaction is {'open or parked' if state is None else state.value}, as far as asked for")
-    else:
-        print(_decided_table(rows) if state is State.DECIDED else _undecided_table(rows))
+        rows = brokers.rows(answers)
+        decided = state is State.DECIDED
+        if brokers.several:
+            rows.sort(key=lambda row: -row["decided_ms"] if decided else row["prepared_ms"])
+            del rows[limit:]
+        if as_json:
+            print_json(rows)
+        elif not rows:
+            print(f"no transaction is {'open or parked' if state is None else state.value}, as far as asked for")
+        else:
+            print(_decided_table(brokers, rows) if decided else _undecided_table(brokers, rows))
 
 
-def _undecided_table(rows: list[dict[str, Any]]) -> str:
+def _undecided_table(brokers: Cluster, rows: list[dict[str, Any]]) -> str:
     titles = ("ID", "STATE", "GROUP", "TOPICS", "MESSAGES", "AGE", "ASKED", "UNKNOWN", "NEXT CHECK (UTC)")
-    return table(
+    return brokers.table(
         titles,
-        [
-            (
-                row["id"], row["state"], row["group"], ", ".join(row["topics"]), row["messages"],
-                age_text(row["age_s"]), row["asks"], row["unknowns"], _time_or_dash(row["next_check_ms"]),
-            )
-            for row in rows
-        ],
+        rows,
+        lambda row: (
+            row["id"], row["state"], row["group"], ", ".join(row["topics"]), row["messages"], age_text(row["age_s"]),
+            row["asks"], row["unknowns"], _time_or_dash(row["next_check_ms"]),
+        ),
     )  # fmt: skip
 
 
-def _decided_table(rows: list[dict[str, Any]]) -> str:
+def _decided_table(brokers: Cluster, rows: list[dict[str, Any]]) -> str:
     titles = ("ID", "DECISION", "DECIDED (UTC)", "BY", "GROUP", "TOPICS", "MESSAGES")
-    return table(
+    return brokers.table(
         titles,
-        [
-            (
-                row["id"], row["decision"], _time_or_dash(row["decided_ms"]), row["decided_by"] or "-", row["group"],
-                ", ".join(row["topics"]) or "-", "-" if row["messages"] is None else row["messages"],
-            )
-            for row in rows
-        ],
+        rows,
+        lambda row: (
+            row["id"], row["decision"], _time_or_dash(row["decided_ms"]), row["decided_by"] or "-", row["group"],
+            ", ".join(row["topics"]) or "-", "-" if row["messages"] is None else row["messages"],
+        ),
     )  # fmt: skip
 
 
@@ -139,11 +136,18 @@ def _time_or_dash(epoch_ms: int | None) -> str:
 def tx_show(transaction_id: Id, *, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
     """Show one transaction, with each check: when, who was asked, what was answered."""
     checked = _checked_id(transaction_id)
-    with AdminSession(broker) as session:
-        shown = session.ask("tx.show", id=checked)
-    if as_json:
-        print_json(shown)
-        return
+    with Cluster(broker) as brokers:
+        address, found = brokers.ask("tx.show", id=checked)[0]
+        shown = brokers.marked(address, found)
+        if as_json:
+            print_json(shown)
+        else:
+            _print_transaction(shown)
+
+
+def _print_transaction(shown: dict[str, Any]) -> None:
+    if "broker" in shown:
+        print(f"{'broker':<14}{shown['broker']}")
     for name, value in _described(shown):
         print(f"{name:<14}{printable(value.encode())}")
     message = shown["message"]
@@ -186,14 +190,14 @@ def _decide(verb: str, transaction_id: str, reason: str, broker: str, *, as_json
     checked = _checked_id(transaction_id)
     if not reason.strip():
         raise CommandFailed("--reason is empty; say why, for the audit log", STATUS_USAGE)
-    with AdminSession(broker) as session:
-        result = session.ask(f"tx.{verb}", id=checked, reason=reason)
-    if as_json:
-        print_json(result)
-    elif result["changed"]:
-        print(f"{result['decision']}: {result['id']}")
-    else:
-        print(f"nothing changed, {result['id']} was decided before: {result['decision']}")
+    with Cluster(broker) as brokers:
+        address, result = brokers.ask_holder("tx.show", f"tx.{verb}", id=checked, reason=reason)
+        if as_json:
+            print_json(brokers.marked(address, result))
+        elif result["changed"]:
+            print(f"{result['decision']}: {result['id']}")
+        else:
+            print(f"nothing changed, {result['id']} was decided before: {result['decision']}")
 
 
 @transaction_commands.command("commit")
@@ -212,31 +216,33 @@ def tx_rollback(transaction_id: Id, *, reason: Reason, broker: Broker = DEFAULT_
 def tx_resume(transaction_id: Id, *, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
     """Let the checks of a parked transaction begin again."""
     checked = _checked_id(transaction_id)
-    with AdminSession(broker) as session:
-        result = session.ask("tx.resume", id=checked)
-    if as_json:
-        print_json(result)
-    elif result["resumed"]:
-        print(f"{result['id']} will be asked about again")
-    else:
-        print(f"nothing changed, {result['id']} is not parked")
+    with Cluster(broker) as brokers:
+        address, result = brokers.ask_holder("tx.show", "tx.resume", id=checked)
+        if as_json:
+            print_json(brokers.marked(address, result))
+        elif result["resumed"]:
+            print(f"{result['id']} will be asked about again")
+        else:
+            print(f"nothing changed, {result['id']} is not parked")
 
 
 @transaction_commands.command("audit")
 def tx_audit(*, limit: Limit = 100, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> None:
     """List decisions by hand, the latest first."""
-    with AdminSession(broker) as session:
-        rows = session.ask("tx.audit", limit=limit)
-    if as_json:
-        print_json(rows)
-    elif not rows:
-        print("nothing was decided by hand")
-    else:
-        shown = [
-            (time_text(row["at_ms"]), row["verb"], row["id"], row["group"], row["client"], row["reason"])
-            for row in rows
-        ]
-        print(table(("WHEN (UTC)", "DONE", "ID", "GROUP", "BY", "REASON"), shown))
+    with Cluster(broker) as brokers:
+        rows = brokers.rows(brokers.ask("tx.audit", limit=limit))
+        if brokers.several:
+            rows = sorted(rows, key=lambda row: -row["at_ms"])[:limit]
+        if as_json:
+            print_json(rows)
+        elif not rows:
+            print("nothing was decided by hand")
+        else:
+            print(brokers.table(("WHEN (UTC)", "DONE", "ID", "GROUP", "BY", "REASON"), rows, _audit_cells))
+
+
+def _audit_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    return (time_text(row["at_ms"]), row["verb"], row["id"], row["group"], row["client"], row["reason"])
 
 
 @message_commands.command("cancel")
@@ -245,9 +251,9 @@ def msg_cancel(
 ) -> None:
     """Cancel a delayed message before it is due."""
     checked = _checked_id(message_id)
-    with AdminSession(broker) as session:
-        result = session.ask("msg.cancel", id=checked, group=group)
-    if as_json:
-        print_json(result)
-    else:
-        print(f"cancelled: {result['cancelled']}")
+    with Cluster(broker) as brokers:
+        cancelled = sum(told.result["cancelled"] for told in brokers.ask("msg.cancel", id=checked, group=group))
+        if as_json:
+            print_json({"cancelled": cancelled})
+        else:
+            print(f"cancelled: {cancelled}")
