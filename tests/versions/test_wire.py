@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import trio
@@ -13,15 +14,18 @@ from kiteq.remoting.packets import WIRE_VERSIONS, Welcome
 from kiteq_client import Client, Message, Received, direct
 from tests.cli.running import kiteq
 from tests.client.peer import Connection, both_loops, peer
-from tests.protocol.raw_client import HELLO, WELCOME, RawClient, RefusedError
+from tests.protocol.raw_client import HELLO, PING, PONG, WELCOME, RawClient, RefusedError
 from tests.protocol.raw_client import Message as RawMessage
 from tests.support.broker import BrokerProcess
 from tests.versions.speaking import broker_speaking
+from tests.workers.parts import WorkerSet
 
 pytestmark = pytest.mark.slow
 
 OURS = ", ".join(map(str, WIRE_VERSIONS))
 LATER = WIRE_VERSIONS[-1] + 1
+BROKERS: Final = 10
+"""The packet, by its number in doc/protocol.md."""
 PAID = ["trade", 0, "pay-succ", None, True, "latest"]
 """A binding, as it travels."""
 
@@ -65,6 +69,28 @@ def test_a_client_without_a_common_version_is_told_which_side_to_upgrade(
     code, reason, temporary = refused.value.args
     assert (code, temporary) == ("protocol_version", False)
     assert reason == f"this broker speaks wire versions {OURS}, the client {said}: upgrade the {older}"
+
+
+class Watching(RawClient):
+    """Notes the type of each packet that arrives."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.types: list[int] = []
+
+    def _next_packet(self) -> list[Any]:
+        packet = super()._next_packet()
+        self.types.append(packet[0])
+        return packet
+
+
+def test_only_a_client_of_version_2_is_told_of_the_other_workers(tmp_path: Path) -> None:
+    with WorkerSet(tmp_path, 2) as workers:
+        for offered, expected in (((1,), [WELCOME, PONG]), ((1, 2), [WELCOME, BROKERS, PONG])):
+            with Watching(workers.host, workers.port) as client:
+                client.greet("members", "trade", "pay-succ", versions=offered)
+                client.ask(PING, answer=PONG)  # answered behind whatever followed the greeting
+                assert client.types == expected
 
 
 # --- the present client at brokers of other releases ----------------------------------------------
