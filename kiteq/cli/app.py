@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kiteq.cli.administration import DEFAULT_BROKER, dead_letters, groups, stat
+from kiteq.cli.brokers import broker_commands
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json, given, resolve, with_server_flags
 from kiteq.cli.output import print_json, table
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP_FLAGS
 )
 settings_commands = typer.Typer(no_args_is_help=True, help="Settings of a broker.", rich_markup_mode=None)
+app.add_typer(broker_commands, name="broker")
 app.add_typer(groups, name="group")
 app.add_typer(dead_letters, name="dlq")
 app.add_typer(transaction_commands, name="tx")

@@ -17,7 +17,7 @@ from kiteq.cli.output import table
 from kiteq.cli.session import AdminSession
 from kiteq.errors import KiteQError, NotConnected, Refused
 
-__all__ = ["Cluster", "Told", "together"]
+__all__ = ["Cluster", "Told", "state_of_error", "together"]
 
 THREADS_MAX: Final = 32
 """Brokers asked at once."""
@@ -33,6 +33,13 @@ class Told(NamedTuple):
 
     broker: str
     result: Any
+
+
+def state_of_error(error: KiteQError) -> str:
+    """Return what to call the state of a broker that does not answer as it should."""
+    if isinstance(error, Refused):
+        return "draining" if error.code == "draining" else "refused"
+    return "not reached"
 
 
 def together(work: Callable[[One], Outcome], each: Sequence[One]) -> list[Outcome | KiteQError]:
@@ -55,10 +62,12 @@ class Cluster:
 
     With one broker every error is raised. With more, what one of them cannot do is a line on standard
     error, the others are asked all the same, and at the end of the block the command ends with status 1.
+    needs_one: whether the command ends at once when none of several is reached.
     """
 
-    def __init__(self, named: str) -> None:
+    def __init__(self, named: str, *, needs_one: bool = True) -> None:
         self._named = named
+        self._needs_one = needs_one
         self._sessions: list[AdminSession] = []
         self._failed = False
         self._life = ExitStack()
@@ -75,11 +84,11 @@ class Cluster:
             if not found:
                 raise NotConnected(f"no broker is announced in {self._named}; was one started with this --zkhost?")
             self._reach(list(found), life)
-            if not self._sessions and len(self.failures) == 1:
+            if not self._sessions and len(self.failures) == 1 and (self._needs_one or not self.announced):
                 raise next(iter(self.failures.values()))
             for address, error in self.failures.items():
                 self.tell(address, error)
-            if not self._sessions:
+            if not self._sessions and self._needs_one:
                 raise typer.Exit(STATUS_FAILED)
             self._life = life.pop_all()
         return self

@@ -27,7 +27,7 @@ class BrokerVerbs:
         }
 
     def _show(self, _arguments: dict[str, Any]) -> dict[str, Any]:
-        return identity(self._core) | {"registry": registry_row(self._core)}
+        return identity(self._core) | {"registry": registry_row(self._core), "pid": os.getpid()}
 
     def _drain(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the broker to drain and end; it answers before it does."""
@@ -36,7 +36,6 @@ class BrokerVerbs:
         core.stop_wanted.set()
         return {
             "broker_id": core.store.broker_id,
-            "pid": os.getpid(),
             "draining_before": before,
             "drain_timeout_s": core.settings.drain_timeout,
         }
