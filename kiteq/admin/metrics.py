@@ -124,6 +124,9 @@ class _BrokerCollector(Collector):
             "publishing_refused", "1 while store or disk are too full to take messages.", bool(stat["refusing"])
         )
         yield _gauge("draining", "1 while the broker is shutting down.", stat["draining"])
+        registry = stat["registry"]
+        degraded = registry is not None and registry["degraded"]
+        yield _gauge("registry_degraded", "1 while the registry is not as it should be.", degraded)
         yield _gauge("uptime_seconds", "Since the start of the broker.", stat["uptime_s"])
         yield _counter("starts", "How often this store was opened.", stat["epoch"])
         yield _gauge("connections", "Connections of clients.", stat["connections"])

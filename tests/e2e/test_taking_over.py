@@ -148,6 +148,19 @@ async def test_a_new_binding_of_a_group_takes_over_what_its_older_ones_did_not(
     await group.take_nothing(0.05)
 
 
+async def test_what_a_binding_took_over_it_takes_over_once_also_when_it_is_made_as_latest_between(
+    server: Broker, producer: RawClient
+) -> None:
+    await producer.publish(numbered(1))
+    for number, start in enumerate(("latest", "first", "latest", "first")):
+        consumer = await connect(server, "g", fanout("t", start=start), window=5)
+        if number == 1:
+            await consumer.ack(await consumer.take(1))
+        else:
+            await consumer.take_nothing()
+        await consumer.goodbye()
+
+
 async def test_nothing_is_missed_or_doubled_while_a_bound_group_binds_more_under_load(server: Broker) -> None:
     producer = await connect(server, "p")
     group = await connect(server, "g", direct("t", "a"), window=10_000)

@@ -132,6 +132,13 @@ async def test_bindings_of_an_embedded_registry_are_brought_into_one_with_others
             await until(lambda: bound(one) == bound(other) == {"before", "others"})
 
 
+async def test_bindings_of_an_embedded_registry_fill_an_empty_one(tmp_path: Path, url: str, hand: Any) -> None:
+    async with running(tmp_path / "one") as alone:
+        await bind(alone, direct("t", "before"))
+    async with joined(tmp_path / "one", url):
+        await until(lambda: shared(hand) == ["before"])
+
+
 async def test_an_outage_keeps_nobody_from_binding_and_a_restart_during_it_knows_all(
     tmp_path: Path, own_zookeeper: ZooKeeperProcess
 ) -> None:
@@ -189,6 +196,7 @@ async def test_a_broker_is_announced_while_it_serves_and_no_longer_when_it_drain
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.drain)
             await until(lambda: not announced("t") and not announced("u"))
+            assert one.core.peers, "clients may still finish"
             await consumer.goodbye()
 
 
