@@ -13,6 +13,7 @@ from kiteq.cli.brokers import broker_commands
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json, given, resolve, with_server_flags
 from kiteq.cli.output import print_json, table
+from kiteq.cli.top import top
 from kiteq.cli.transactions import message_commands, transaction_commands
 
 __all__ = ["app"]
@@ -33,6 +34,7 @@ app.add_typer(transaction_commands, name="tx")
 app.add_typer(message_commands, name="msg")
 app.add_typer(settings_commands, name="config")
 app.command("stat")(stat)
+app.command("top")(top)
 
 Topic = Annotated[str, typer.Argument(metavar="TOPIC", show_default=False)]
 OptionalType = Annotated[str | None, typer.Argument(metavar="[TYPE]", show_default=False)]

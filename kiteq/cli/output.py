@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["body_fields", "print_json", "printable", "table", "time_text"]
+__all__ = ["age_text", "body_fields", "print_json", "printable", "table", "time_text"]
+
+
+UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def printable(body: bytes) -> str:
@@ -38,11 +41,25 @@ def time_text(epoch_ms: int) -> str:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows under titles, in columns; whole numbers stand to the right."""
+def age_text(seconds: float) -> str:
+    """Return an age with its two largest units, like 2h 5m."""
+    left = max(0, int(seconds))
+    counts: list[tuple[int, str]] = []
+    for unit, size in UNITS:
+        count, left = divmod(left, size)
+        counts.append((count, unit))
+    while len(counts) > 1 and not counts[0][0]:
+        del counts[0]
+    return " ".join(f"{count}{unit}" for count, unit in counts[:2] if count) or "0s"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[str] = ()) -> str:
+    """Return rows under titles, in columns; whole numbers stand to the right, and the columns titled so."""
     cells = [[printable(str(value).encode()).replace("\n", " ") for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
-    numeric = [bool(rows) and all(type(row[at]) is int for row in rows) for at in range(len(titles))]
+    numeric = [
+        title in right or (bool(rows) and all(type(row[at]) is int for row in rows)) for at, title in enumerate(titles)
+    ]
 
     def line(values: Sequence[str]) -> str:
         padded = (

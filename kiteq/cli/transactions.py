@@ -12,7 +12,7 @@ from kiteq.cli.administration import DEFAULT_BROKER
 from kiteq.cli.cluster import Cluster
 from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.cli.options import Broker, Json
-from kiteq.cli.output import print_json, printable, table, time_text
+from kiteq.cli.output import age_text, print_json, printable, table, time_text
 from kiteq.values import Given, WrongValue, duration
 
 __all__ = ["message_commands", "transaction_commands"]
@@ -22,7 +22,6 @@ message_commands = typer.Typer(no_args_is_help=True, help="Delayed messages of r
 
 AGE_SECONDS_MAX: Final = 10 * 365 * 86_400.0
 ID_PATTERN: Final = re.compile("[0-9a-fA-F]{32}", re.ASCII)
-UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 Id = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 OfGroup = Annotated[str | None, typer.Option("--group", metavar="GROUP", help="Only of this producer group.")]
@@ -36,18 +35,6 @@ class State(StrEnum):
     OPEN = "open"
     PARKED = "parked"
     DECIDED = "decided"
-
-
-def age_text(seconds: float) -> str:
-    """Return an age with its two largest units, like 2h 5m."""
-    left = max(0, int(seconds))
-    counts: list[tuple[int, str]] = []
-    for unit, size in UNITS:
-        count, left = divmod(left, size)
-        counts.append((count, unit))
-    while len(counts) > 1 and not counts[0][0]:
-        del counts[0]
-    return " ".join(f"{count}{unit}" for count, unit in counts[:2] if count) or "0s"
 
 
 def _checked_id(text: str) -> str:

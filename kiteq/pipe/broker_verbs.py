@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kiteq.pipe.overview import Overview, identity, registry_row
+from kiteq.pipe.overview import Overview, identity
+from kiteq.pipe.reports import registry_figures
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
@@ -27,7 +28,7 @@ class BrokerVerbs:
         }
 
     def _show(self, _arguments: dict[str, Any]) -> dict[str, Any]:
-        return identity(self._core) | {"registry": registry_row(self._core), "pid": os.getpid()}
+        return identity(self._core) | {"registry": registry_figures(self._core), "pid": os.getpid()}
 
     def _drain(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the broker to drain and end; it answers before it does."""

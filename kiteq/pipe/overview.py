@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kiteq.store.state import Subscription, TopicLog
     from kiteq.store.store import Store
 
-__all__ = ["Overview", "identity", "registry_row", "state_of"]
+__all__ = ["Overview", "identity"]
 
 ROWS_MAX: Final = 1_000
 """Topics, and groups, of one answer: with the longest names they fit a frame of the smallest size."""
@@ -29,37 +29,18 @@ OLDEST_BYTES_MAX: Final = 16 << 20
 Row = dict[str, Any]
 
 
-def state_of(core: Core) -> tuple[str, list[str]]:
-    """Return ok, degraded, draining or unavailable, and the reasons for people."""
-    told = health(core)
-    return ("draining", ["the broker is shutting down"]) if core.draining else (told.status, told.reasons)
-
-
 def identity(core: Core) -> Row:
-    """Return who this broker is and what it serves; no topics means every name."""
-    state, reasons = state_of(core)
+    """Return who this broker is, how it is and what it serves; no topics means every name."""
+    told = health(core)
     return {
         "broker_id": core.store.broker_id,
         "version": __version__,
         "wire_version": WIRE_VERSION,
         "epoch": core.store.epoch,
         "uptime_s": int(core.clock.monotonic() - core.started_at),
-        "state": state,
-        "reasons": reasons,
+        "state": "draining" if core.draining else told.status,
+        "reasons": told.reasons,
         "topics": list(core.settings.topics),
-    }
-
-
-def registry_row(core: Core) -> Row | None:
-    """Return how the registry does, None without one: `for_s` says since when, `lost` whether nobody is found there."""
-    if core.registry is None:
-        return None
-    state = core.registry.state
-    return {
-        "ok": not state.degraded,
-        "for_s": max(0, int(core.clock.monotonic() - state.since)),
-        "lost": state.session_over,
-        "reason": state.reason,
     }
 
 
@@ -90,7 +71,7 @@ class Overview:
             "store_limit": told["store_limit"],
             "disk_free": told["disk_free"],
             "unrouted_bytes": told["unrouted_bytes"],
-            "registry": registry_row(core),
+            "registry": told["registry"],
             "accepted": core.counters["accepted"],
             "delivered": core.counters["delivered"],
             "acked": core.counters["acked"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kiteq import __version__
-from kiteq.cli.transactions import age_text
+from kiteq.cli.output import age_text
 from kiteq.remoting.packets import WIRE_VERSIONS
 from kiteq.store.recovery import FORMAT_VERSION
 from tests.cli.running import environment, kiteq, refused
