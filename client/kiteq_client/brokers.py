@@ -1,69 +1,244 @@
-"""The brokers of a client: which are connected, and how each is greeted."""
+"""The brokers of a client: which are dialled, which are connected, and which one takes what.
+
+Theory of operation. `Members` tells which addresses there are; each that matters to this client has a
+`Dialler`. What was sent belongs to a `Broker`, which is known by its name and may change its address. A
+broker that is not listed any more keeps its connection, and is dialled again only while it owes us
+something: its session with ZooKeeper may have ended, or it has left for good.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Final
 
 import anyio
 
 from kiteq.binding.bindings import Binding, to_wire
-from kiteq.errors import NotConnected, Refused
-from kiteq.remoting.packets import PROTOCOL, WIRE_VERSIONS, Hello, Subscribe, Unsubscribe
+from kiteq.errors import NotConnected, Refused, SendTimeout
+from kiteq.remoting.packets import Subscribe, Unsubscribe
+from kiteq_client import spread
 from kiteq_client.broker import Broker
+from kiteq_client.dialler import Dialler
+from kiteq_client.greeting import Greeting
+from kiteq_client.members import Member, Members
+from kiteq_client.outgoing import Frame
+from kiteq_client.registry import Address
 from kiteq_client.session import Session
+from kiteq_client.shared import Shared
 from kiteq_client.signal import Signal
+from kiteq_client.transactions import Transactions
+from kiteq_client.unanswered import DRAINING
 
-__all__ = ["Brokers", "Greeting"]
+__all__ = ["Brokers"]
+
+logger = logging.getLogger("kiteq_client")
 
 OTHERS_SECONDS: Final = 0.5
 """Once one broker has accepted, how long entering waits to hear of the others."""
 
+WAIT_POLL_SECONDS: Final = 0.02
+"""How often a subscription looks whether a broker of its topic is connected; only then is it polled."""
 
-class Greeting:
-    """What a client says about itself at every connection; its bindings may change meanwhile."""
-
-    def __init__(
-        self,
-        instance: bytes,
-        group: str,
-        topics: Sequence[str],
-        bindings: Sequence[Binding],
-        *,
-        warm_up: int,
-        concurrency: int,
-    ) -> None:
-        self.bindings = list(bindings)
-        self._instance = instance
-        self._group = group
-        self._topics = list(topics)
-        self._warm_up = warm_up
-        self._concurrency = concurrency
-
-    def hello(self, request: int) -> Hello:
-        """Return the packet."""
-        bindings = [to_wire(binding) for binding in self.bindings]
-        return Hello(
-            request, PROTOCOL, list(WIRE_VERSIONS), self._instance, self._group, self._topics, bindings,
-            self._warm_up, self._concurrency,
-        )  # fmt: skip
-
-    def forget(self, binding: Binding) -> None:
-        """Do not bring a binding any more."""
-        self.bindings = [known for known in self.bindings if _key(known) != _key(binding)]
+Work = Callable[[], Awaitable[None]]
 
 
 class Brokers:
-    """All brokers of a registry.
+    """All brokers of a client; `equip` names what they share, before anything else is called.
 
-    `all` is filled once, by who makes the client. `progress` is set when a connection was made or failed.
+    `progress` is set when a connection was made or failed. `all` has the brokers that are connected, or were
+    and owe us something; `diallers` those that are dialled.
     """
 
-    def __init__(self, greeting: Greeting) -> None:
+    def __init__(self, greeting: Greeting, members: Members) -> None:
         self.all: list[Broker] = []
+        self.diallers: dict[Address, Dialler] = {}
+        self.members = members
         self.progress = Signal()
+        self.reconnects = 0
         self._greeting = greeting
+        self._topics = {*greeting.topics, *(binding.topic for binding in greeting.bindings)}
+        self._wants_all = not self._topics or not members.has_topics
+        self._new = Signal()
+        self._shared: Shared
+        self._make: Callable[[], Broker]
+        self._connected: Callable[[Session], None]
 
+    def equip(self, shared: Shared, transactions: Transactions, connected: Callable[[Session], None]) -> None:
+        """Name what the connections have in common, and who uses a new one."""
+        self._shared = shared
+        self._make = partial(Broker, shared, transactions, self._take, shared.timeout)
+        self._connected = connected
+        for address, member in self.members.known().items():
+            self._add(member)
+            # What is decided before anybody answers there waits for whoever does.
+            self.diallers[address].broker = broker = self._make()
+            self.all.append(broker)
+
+    # --- which are dialled ---------------------------------------------------------------------
+    async def run(self, guarded: Callable[[Work], Coroutine[Any, Any, None]]) -> None:
+        """Dial all that should be; `guarded` runs each task."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guarded, partial(self.members.run, self.refresh))
+            while True:
+                for dialler in self.diallers.values():
+                    if not dialler.started:
+                        dialler.started = True
+                        tasks.start_soon(guarded, partial(self._dial, dialler))
+                await self._new.wait()
+
+    async def _dial(self, dialler: Dialler) -> None:
+        await dialler.run()
+        del self.diallers[dialler.address]
+        dialler.broker = None
+        self._forget_settled()
+        self.progress.set()
+
+    def _add(self, member: Member) -> Dialler:
+        dialler = Dialler(member, self._shared, self._greeting, self)
+        self.diallers[member.address] = dialler
+        self._new.set()
+        return dialler
+
+    def refresh(self) -> None:
+        """Compare what is dialled with what there is."""
+        known = self.members.known()
+        for address, member in known.items():
+            dialler = self.diallers.get(address)
+            if dialler is not None and member == dialler.member and dialler.listed:
+                continue
+            if not self._wants(member):
+                continue
+            if dialler is None:
+                logger.info("broker %s found in %s", address, self.members.source)
+                dialler = self._add(member)
+            elif not dialler.listed:
+                logger.info("broker %s is back in %s", address, self.members.source)
+            self._meet(dialler, member)
+        for dialler in self.diallers.values():
+            if dialler.listed and dialler.address not in known:
+                dialler.listed = False
+                dialler.again.set()
+                what = ": its connection is used as long as it lives" if dialler.session is not None else ""
+                logger.info("broker %s is gone from %s%s", dialler.address, self.members.source, what)
+        self.progress.set()
+        self.wake_writers()
+
+    def _meet(self, dialler: Dialler, member: Member) -> None:
+        """A broker is announced, again or otherwise than before."""
+        dialler.member = member
+        dialler.listed = True
+        if dialler.session is None:
+            owing = self._named(member.name)
+            if owing is not None and owing.session is None and dialler.broker is None:
+                self._give(owing, dialler)
+            dialler.again.set()
+        elif dialler.broker is not None:
+            dialler.broker.serves = member.serves
+            dialler.bindings_changed.set()
+
+    def _wants(self, member: Member) -> bool:
+        return self._wants_all or member.serves is None or not self._topics.isdisjoint(member.serves)
+
+    def name_topics(self, topics: Iterable[str]) -> None:
+        """Note that this client publishes these topics from now on."""
+        if self.members.has_topics and (new := set(topics).difference(self._greeting.topics)):
+            self._greeting.topics += sorted(new)
+            self._name(new)
+
+    def _name(self, topics: set[str]) -> None:
+        if not topics <= self._topics:
+            self._topics |= topics
+            self.refresh()
+
+    # --- what the diallers ask -----------------------------------------------------------------
+    def claim(self, dialler: Dialler, name: str) -> Broker | None:
+        """Return the broker that calls itself so, None if it is connected already."""
+        before, known = dialler.broker, self._named(name)
+        dialler.twin = None
+        if known is not None and known.session is not None:
+            dialler.twin = known
+            return None
+        if known is None:
+            if before is not None and not before.name:
+                known = before
+            else:
+                known = self._make()
+                self.all.append(known)
+            known.name = name
+        elif before is not None and not before.name:
+            known.deciding.adopt(before.deciding)
+        self._give(known, dialler)
+        if before is not None and before is not known and before.name and not self._may_return(before, dialler):
+            error = SendTimeout(
+                f"{dialler.address} is now broker {name}, so {before.name} will not answer: outcome unknown"
+            )
+            before.unanswered.refuse_all(error)
+            before.preparing.refuse_all(error)
+        self._forget_settled()
+        return known
+
+    def _give(self, broker: Broker, dialler: Dialler) -> None:
+        for other in self.diallers.values():
+            if other.broker is broker:
+                other.broker = None
+        dialler.broker = broker
+
+    def _named(self, name: str) -> Broker | None:
+        return next((broker for broker in self.all if broker.name == name), None) if name else None
+
+    def _may_return(self, broker: Broker, gone_from: Dialler) -> bool:
+        """Whether a broker may be at an address that is not connected."""
+        return any(
+            one is not gone_from and one.session is None and one.twin is None and one.member.name in ("", broker.name)
+            for one in self.diallers.values()
+        )
+
+    def _forget_settled(self) -> None:
+        """Forget brokers that nobody dials and that owe us nothing."""
+        dialled = [dialler.broker for dialler in self.diallers.values()]
+        self.all[:] = [one for one in self.all if one in dialled or (one.name and one.is_open)]
+
+    def connected(self, broker: Broker, session: Session) -> None:
+        """Use a new connection."""
+        broker.deciding.connected(session.broker)
+        broker.session = session
+        self.reconnects += broker.was_connected
+        broker.was_connected = True
+        self._connected(session)
+        self.progress.set()
+        self.wake_writers()
+
+    def lost(self, broker: Broker) -> None:
+        """Use a connection no more; who has found the same broker elsewhere may try again."""
+        for dialler in self.diallers.values():
+            if dialler.twin is broker:
+                dialler.twin = None
+                dialler.again.set()
+        self.progress.set()
+        self.wake_writers()
+
+    def failed(self) -> None:
+        """Note that an attempt has ended without a connection."""
+        self.progress.set()
+
+    def told(self, dialler: Dialler, addresses: list[str]) -> None:
+        """Learn the addresses of the set that a broker belongs to. Raises `ValueError`."""
+        self.members.told(dialler.address, addresses)
+        self.refresh()
+
+    def is_missed(self, dialler: Dialler) -> bool:
+        """Whether somebody waits for the broker at this address."""
+        if dialler.broker is not None and dialler.broker.is_open:
+            return True
+        lanes = self._shared.outgoing.lanes.items()
+        return any(
+            lane.count and dialler.member.serves_topic(topic) and not spread.serving(self.all, (topic,))
+            for topic, lane in lanes
+        )
+
+    # --- which are connected -------------------------------------------------------------------
     def sessions(self) -> list[Session]:
         """Return the connections of the moment."""
         return [broker.session for broker in self.all if broker.session is not None]
@@ -75,49 +250,107 @@ class Brokers:
             raise self.not_connected()
         return sessions
 
-    def not_connected(self) -> Exception:
-        """Return why there is no connection: a refusal, if a broker gave one."""
-        for broker in self.all:
-            if isinstance(broker.error, Refused):
-                return broker.error
-        return NotConnected("; ".join(str(broker.error) for broker in self.all))
+    def not_connected(self, topics: Iterable[str] = ()) -> Exception:
+        """Return why there is no connection to a broker of these topics: a refusal, if a broker gave one."""
+        if self.members.refusal is not None:
+            return self.members.refusal
+        away = self.away()
+        for error in away.values():
+            if isinstance(error, Refused) and error.code != DRAINING:
+                return error
+        problem = self.members.problem(sorted(set(topics) or self._topics))
+        return NotConnected(
+            "; ".join([*([problem] if problem else []), *map(str, away.values())]) or "no broker is left"
+        )
+
+    def away(self) -> dict[str, Exception]:
+        """Return why, by address, for the brokers that are not connected."""
+        return {
+            str(one.address): one.error for one in self.diallers.values() if one.session is None and one.twin is None
+        }
+
+    def unserved(self, topics: Iterable[str]) -> Exception | None:
+        """Return why nothing can be sent to one of these topics, None if a broker of each is connected."""
+        missing = {topic for topic in topics if not spread.serving(self.all, (topic,))}
+        if self.sessions() and (not missing or not self.members.has_topics):
+            return None
+        return self.not_connected(missing)
+
+    def refuse_together(self, topics: Iterable[str]) -> Refused | None:
+        """Return why one transaction cannot have all these topics; None if a broker serves all, or may yet."""
+        members, wanted = list(self.members.known().values()), set(topics)
+        if len(wanted) < 2 or not self.members.has_topics or spread.serving(self.all, wanted):
+            return None
+        if any(all(map(member.serves_topic, wanted)) for member in members):
+            return None
+        if not all(any(member.serves_topic(topic) for member in members) for topic in wanted):
+            return None
+        reason = f"no broker in {self.members.source} serves all topics of the transaction: {', '.join(sorted(wanted))}"
+        return Refused("topic_not_served", reason)
 
     async def wait_connected(self, timeout: float, has_failed: Callable[[], bool]) -> None:
         """Return when a broker has accepted, all have refused for good, the client has failed, or time is over."""
         with anyio.move_on_after(timeout):
-            while not self.sessions() and not has_failed() and not all(map(_is_final, self.all)):
+            while not self.sessions() and not has_failed() and not self._is_refused():
                 await self.progress.wait()
+
+    def _is_refused(self) -> bool:
+        diallers = self.diallers.values()
+        return self.members.refusal is not None or bool(diallers and all(one.is_refused for one in diallers))
 
     async def wait_others(self) -> None:
         """Give each broker some time for its first attempt."""
         with anyio.move_on_after(OTHERS_SECONDS):
-            for broker in self.all:
-                await broker.tried.wait()
+            for dialler in list(self.diallers.values()):
+                await dialler.tried.wait()
+
+    # --- which one takes what ------------------------------------------------------------------
+    def _take(self, broker: Broker, body_bytes_max: int) -> Frame | None:
+        outgoing = self._shared.outgoing
+        if len(self.all) == 1 and not self.members.has_topics:
+            return outgoing.take(body_bytes_max)
+        frame = spread.take(broker, self.all, outgoing, body_bytes_max)
+        if frame is None and (other := spread.next_taker(self.all, outgoing, but=broker)) is not None:
+            other.wake()
+        return frame
 
     def wake_writers(self) -> None:
         """There may be something to send."""
-        # The first one woken takes most of what waits, so they take turns.
-        self.all.append(self.all.pop(0))
-        for session in self.sessions():
-            session.wake()
+        if len(self.all) == 1:
+            self.all[0].wake()
+            return
+        for broker in self.all:
+            if broker.preparing.waiting:
+                broker.wake()
+        if (taker := spread.next_taker(self.all, self._shared.outgoing)) is not None:
+            taker.wake()
 
+    # --- bindings ------------------------------------------------------------------------------
     async def subscribe(self, binding: Binding) -> None:
-        """Add a binding at every broker that is connected, and bring it to the others later."""
-        for session in self.connected_sessions():
-            await session.ask(lambda request: Subscribe(request, [to_wire(binding)]))
-        self._greeting.forget(binding)
-        self._greeting.bindings.append(binding)
+        """Add a binding at every broker that is connected and serves its topic, and bring it to the others later."""
+        self._name({binding.topic})
+        for broker in await self._serving(binding.topic):
+            if broker.session is not None:
+                await broker.session.ask(lambda request: Subscribe(request, [to_wire(binding)]))
+                broker.brought.append(binding)
+        self._greeting.remember(binding)
+        for dialler in self.diallers.values():
+            dialler.bindings_changed.set()
 
     async def unsubscribe(self, binding: Binding) -> None:
         """Remove a binding at every broker that is connected, and bring it to none any more."""
-        for session in self.connected_sessions():
-            await session.ask(lambda request: Unsubscribe(request, binding.topic, int(binding.kind), binding.pattern))
+        packet: Any = partial(Unsubscribe, topic=binding.topic, kind=int(binding.kind), pattern=binding.pattern)
+        for broker in await self._serving(binding.topic):
+            if broker.session is not None:
+                await broker.session.ask(packet)
         self._greeting.forget(binding)
 
-
-def _is_final(broker: Broker) -> bool:
-    return broker.tried.is_set() and isinstance(broker.error, Refused) and not broker.error.temporary
-
-
-def _key(binding: Binding) -> tuple[Any, ...]:
-    return binding.topic, binding.kind, binding.pattern
+    async def _serving(self, topic: str) -> list[Broker]:
+        """Return the connected brokers of a topic, once there is one. Raises `not_connected`."""
+        if not self.members.has_topics:
+            self.connected_sessions()
+        with anyio.move_on_after(self._shared.timeout):
+            while not (able := [one for one in self.all if one.session is not None and one.serves_topic(topic)]):  # noqa: ASYNC110 see the constant
+                await anyio.sleep(WAIT_POLL_SECONDS)
+            return able
+        raise self.not_connected((topic,))

@@ -44,7 +44,7 @@ async def decide(transactions: Transactions, what: Prepared | bytes | str, decis
     """
     transactions.check()
     unknown: KiteQError | None = None
-    for broker, token, name in _places(transactions.brokers, what):
+    for broker, token, name in _places(transactions.brokers.all, what):
         verdict = Verdict(token, decision, name, quiet=True)
         await transactions.decide(broker, verdict)
         if not verdict.answered:
@@ -54,9 +54,9 @@ async def decide(transactions: Transactions, what: Prepared | bytes | str, decis
                 raise explained(verdict)
             return
         unknown = verdict.error
-    away = [str(broker.error) for broker in transactions.brokers if broker.session is None]
+    away = transactions.brokers.away()
     if unknown is None or away:
-        raise NotConnected("; ".join(away))
+        raise NotConnected("; ".join(map(str, away.values())) or "no broker is connected")
     transactions.counters.unknown_transactions += 1
     raise unknown
 
@@ -65,14 +65,14 @@ def _places(brokers: list[Broker], what: Prepared | bytes | str) -> list[tuple[B
     """Return which brokers to ask, and how each may know it."""
     if isinstance(what, Prepared):
         for broker in brokers:
-            if broker.deciding.broker == what.broker:
+            if broker.name == what.broker:
                 return [(broker, what.id + what.handle.to_bytes(8, "big"), what.broker)]
         key = what.id
     else:
         key = _id_of(what)
     if len(brokers) == 1:
         return [(brokers[0], key, "")]
-    return [(broker, key, broker.deciding.broker) for broker in brokers if broker.session is not None]
+    return [(broker, key, broker.name) for broker in brokers if broker.session is not None]
 
 
 def _id_of(what: bytes | str) -> bytes:

@@ -25,17 +25,20 @@ from kiteq.limits import HANDLER_TIMEOUT_SECONDS, MAX_IN_FLIGHT_DEFAULT, PREFETC
 from kiteq.message import Message, Receipt, check_name
 from kiteq.remoting.packets import Admin
 from kiteq_client import by_id
-from kiteq_client.broker import Broker
-from kiteq_client.brokers import Brokers, Greeting
+from kiteq_client.announced import Announced
+from kiteq_client.brokers import Brokers
 from kiteq_client.checking import Checker, CheckFunction, Checking
 from kiteq_client.consumer import Consumer
 from kiteq_client.decision import Decision
 from kiteq_client.delivery import Deliveries
+from kiteq_client.greeting import Greeting
 from kiteq_client.handlers import Handler, Handlers
+from kiteq_client.members import Listed, Members
 from kiteq_client.options import check_numbers, check_topics, choose_checker, choose_find
 from kiteq_client.producer import Producer
-from kiteq_client.registry import parse_registry
-from kiteq_client.session import Session, Shared
+from kiteq_client.registry import is_zookeeper, parse_registry
+from kiteq_client.session import Session
+from kiteq_client.shared import Shared
 from kiteq_client.signal import Signal
 from kiteq_client.statistics import Counters, Statistics
 from kiteq_client.stopping import wait_signal_or
@@ -55,7 +58,7 @@ WATCH_SECONDS_MAX: Final = 0.25
 class Client:
     """A producer, a consumer, or both; use it in `async with`.
 
-    registry: "kiteq://host:port", more brokers after commas.
+    registry: "kiteq://host:port", more brokers after commas; or "zk://host:port/path" to find them in ZooKeeper.
     group: connections of one group act as one consumer, and as one producer.
     topics: what it will publish; a broker that does not serve one of them refuses at once.
     bindings: made durable when the client enters; see `direct`, `regex`, `fanout`.
@@ -99,8 +102,12 @@ class Client:
         greeting = Greeting(
             os.urandom(16), group, self._topics, list(bindings), warm_up=warm_up, concurrency=concurrency
         )
-        self._brokers = Brokers(greeting)
-        self._producer = Producer(max_in_flight, timeout, ready=self._brokers.wake_writers, watched=self._watched.set)
+        members: Members = Announced(registry, timeout) if is_zookeeper(registry) else Listed(parse_registry(registry))
+        self._brokers = Brokers(greeting, members)
+        self._producer = Producer(
+            max_in_flight, timeout, ready=self._brokers.wake_writers, watched=self._watched.set,
+            topics=self._brokers.name_topics if members.has_topics else None,
+        )  # fmt: skip
         self._consumer = Consumer(
             group,
             choose_find(handlers, on_message),
@@ -111,7 +118,7 @@ class Client:
             busy=self._watched.set,
         )
         self._transactions = Transactions(
-            self._brokers.all,
+            self._brokers,
             Checking(group, choose_checker(handlers, on_check)),
             self._producer.outgoing,
             self._counters,
@@ -125,13 +132,7 @@ class Client:
             self._producer.outgoing, self._consumer.incoming, prefetch, timeout, self._consumer.held_tags,
             self._counters,
         )  # fmt: skip
-        for address in parse_registry(registry):
-            self._brokers.all.append(
-                Broker(
-                    address, shared, self._transactions, greeting.hello,
-                    connected=self._connected, failed=self._brokers.progress.set,
-                )
-            )  # fmt: skip
+        self._brokers.equip(shared, self._transactions, self._connected)
         self._state = "new"
         self._task_id: int | None = None
         self._failure: Exception | None = None
@@ -143,6 +144,7 @@ class Client:
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise RuntimeError("a Client is entered once; make a new one")
+        self._brokers.members.prepare()
         self._state = "open"
         self._task_id = anyio.get_current_task().id
         self._stopped = anyio.Event()
@@ -187,8 +189,7 @@ class Client:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._guarded, self._watch)
-                for broker in self._brokers.all:
-                    tasks.start_soon(self._guarded, broker.run)
+                tasks.start_soon(self._guarded, self._brokers.run, self._guarded)
                 tasks.start_soon(self._guarded, self._consumer.run_workers)
                 tasks.start_soon(self._guarded, self._transactions.checking.run)
                 task_status.started(tasks)
@@ -340,17 +341,18 @@ class Client:
 
     def statistics(self) -> Statistics:
         """Return what this client did so far, and with whom it is connected."""
-        counters, brokers = self._counters, self._brokers.all
+        counters, brokers = self._counters, self._brokers
         return Statistics(
-            connected=tuple(str(broker.address) for broker in brokers if broker.session is not None),
-            not_reached={str(broker.address): str(broker.error) for broker in brokers if broker.session is None},
+            connected=tuple(str(one.address) for one in brokers.diallers.values() if one.session is not None),
+            not_reached={address: str(error) for address, error in brokers.away().items()},
+            registry=brokers.members.state(),
             in_flight=self._producer.outgoing.in_flight,
             sent=counters.sent,
             received=self._consumer.incoming.received,
             acked=counters.acked,
             nacked=counters.nacked,
             stale=counters.stale,
-            reconnects=sum(max(0, broker.connects - 1) for broker in brokers),
+            reconnects=brokers.reconnects,
             committed=counters.committed,
             rolled_back=counters.rolled_back,
             conflicts=counters.conflicts,
@@ -369,7 +371,6 @@ class Client:
     def _connected(self, session: Session) -> None:
         self._consumer.connected(session)
         self._transactions.connected()
-        self._brokers.progress.set()
 
     async def _watch(self) -> None:
         """The watchdog of all timeouts: a cancel scope for each call and message would cost far more."""
@@ -380,11 +381,9 @@ class Client:
             await anyio.sleep(period_s)
             now = monotonic()
             self._consumer.expire_handlers(now)
-            self._transactions.watch(now, self._not_connected)
-            if self._producer.end_late(now, self._not_connected):
+            self._transactions.watch(now, self._brokers.unserved)
+            if self._producer.end_late(now, self._brokers.unserved):
                 for broker in self._brokers.all:
-                    if broker.session is None:
-                        broker.unanswered.forget_given_up()
-
-    def _not_connected(self) -> Exception | None:
-        return None if self._brokers.sessions() else self._brokers.not_connected()
+                    broker.unanswered.give_up(connected=broker.session is not None)
+            # Who has answered for long or not decides who is next, and nothing tells of that.
+            self._brokers.wake_writers()

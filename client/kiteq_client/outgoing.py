@@ -1,29 +1,30 @@
 """Messages on their way to a broker: waiting for room, or sent and not yet answered.
 
 Theory of operation. One `Submission` stands for one call of `send` or `send_many`; nothing is made per
-message but its encoding and its receipt. `Outgoing` is the queue and the window of the whole client;
-whichever connection can write takes the next `Frame` from it. What a connection has sent stays in its
-`Unanswered` until the broker answers, so that it can be sent again, byte for byte, after a reconnect.
+message but its encoding and its receipt. `Outgoing` is the queue and the window of the whole client, with
+one lane for all messages, or one for each topic where brokers serve different ones; whichever connection
+can write takes the next `Frame` from it. What a connection has sent stays in its `Unanswered`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Final
 
-from kiteq.errors import KiteQError, RemoteProtocolError, refusal
+from kiteq.errors import KiteQError
 from kiteq.limits import KIB, PUBLISH_MESSAGES_MAX, UNANSWERED_BYTES_MAX
 from kiteq.message import Message, Receipt, refuse_too_large
-from kiteq.remoting.packets import RECEIPT_DELAYED, RECEIPT_DUPLICATE, Receipts
 
-__all__ = ["Frame", "Outgoing", "Submission", "Unanswered"]
+__all__ = ["EVERY_TOPIC", "Frame", "Outgoing", "Piece", "Result", "Submission"]
 
 FRAME_BYTES: Final = 256 * KIB
 """A publish frame is closed at about this size: the broker works on one while the next travels."""
+EVERY_TOPIC: Final = ""
+"""The lane of all messages, where every broker serves every topic."""
 
 Result = Receipt | Exception
-_new_tuple = tuple.__new__
 
 
 class Submission:
@@ -32,7 +33,7 @@ class Submission:
     deadline: when the call gives up; each answer moves it by `timeout`. finish: called once, at the end.
     """
 
-    __slots__ = ("closed", "deadline", "finish", "messages", "remaining", "results", "taken")
+    __slots__ = ("closed", "deadline", "finish", "messages", "pieces", "remaining", "results")
 
     def __init__(self, messages: Sequence[Message], deadline: float, finish: Callable[[], None]) -> None:
         self.messages = messages
@@ -40,90 +41,192 @@ class Submission:
         self.finish = finish
         self.results: list[Result | None] = [None] * len(messages)
         self.remaining = len(messages)
-        self.taken = 0
+        self.pieces: list[Piece] = []
         self.closed = False
 
-    def fill(self, start: int, results: Sequence[Result]) -> None:
-        """Note the results of the messages from `start` on."""
-        self.results[start : start + len(results)] = results
-        self.remaining -= len(results)
-        if not self.remaining and not self.closed:
-            self.closed = True
-            self.finish()
-
-    def refuse(self, index: int, error: Exception) -> None:
-        """Note that one message failed."""
-        self.fill(index, (error,))
+    def unsent_topics(self) -> set[str]:
+        """Return the topics of which messages wait to be sent."""
+        return {message.topic for piece in self.pieces for message in piece.messages[piece.taken :]}
 
     def give_up(self, sent: Exception, unsent: Exception) -> None:
         """End the call now: every message without an answer gets one of these errors."""
         if not self.closed:
             self.closed = True
+            waiting = {index for piece in self.pieces for index in piece.indexes()[piece.taken :]}
             self.results = [
-                (sent if index < self.taken else unsent) if result is None else result
+                (unsent if index in waiting else sent) if result is None else result
                 for index, result in enumerate(self.results)
             ]
             self.finish()
 
 
+class Piece:
+    """The messages of a submission that wait in one lane, in order; those before `taken` do not wait any more.
+
+    places: their indexes in the submission; None when they are all of it. again: they were taken before.
+    """
+
+    __slots__ = ("again", "messages", "places", "submission", "taken")
+
+    def __init__(
+        self, submission: Submission, messages: Sequence[Message], places: Sequence[int] | None, *, again: bool = False
+    ) -> None:
+        self.again = again
+        self.submission = submission
+        self.messages = messages
+        self.places = places
+        self.taken = 0
+        submission.pieces.append(self)
+
+    def indexes(self) -> Sequence[int]:
+        """Return the places of all its messages in the submission."""
+        return range(len(self.messages)) if self.places is None else self.places
+
+    def fill(self, start: int, results: Sequence[Result]) -> None:
+        """Note the results of the messages from `start` on."""
+        submission = self.submission
+        if submission.closed:
+            return
+        if self.places is None:
+            submission.results[start : start + len(results)] = results
+        else:
+            for index, result in zip(self.places[start : start + len(results)], results, strict=True):
+                submission.results[index] = result
+        submission.remaining -= len(results)
+        if not submission.remaining:
+            submission.closed = True
+            submission.finish()
+
+
 class Frame:
-    """The messages of one publish packet: encoded, and where their results belong."""
+    """The messages of one publish packet: encoded, and where their results belong.
 
-    __slots__ = ("blobs", "parts", "request", "size")
+    sent_at: when a connection took it. resent: another connection has, so the broker may have it.
+    given_up: nobody waits for it any more, and its room is free for others.
+    """
 
-    def __init__(self, parts: list[tuple[Submission, int, int]], blobs: list[bytes]) -> None:
+    __slots__ = ("blobs", "given_up", "parts", "request", "resent", "sent_at", "size")
+
+    def __init__(self, parts: list[tuple[Piece, int, int]], blobs: list[bytes]) -> None:
         self.parts = parts
         self.blobs = blobs
         self.size = sum(map(len, blobs))
         self.request = 0
+        self.sent_at = 0.0
+        self.resent = self.given_up = False
+
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for its answer."""
+        return any(not piece.submission.closed for piece, _, _ in self.parts)
+
+
+class Lane:
+    """Pieces that wait, and how many messages they have."""
+
+    __slots__ = ("count", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: deque[Piece] = deque()
+        self.count = 0
 
 
 class Outgoing:
     """What waits to be sent, and the window: how much may be unanswered at a time.
 
-    ready: called when there may be something to take.
+    ready: called when there may be something to take. topics: called with the topics of each submission;
+    None for a client whose brokers all serve every topic.
     """
 
-    def __init__(self, messages_max: int, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, messages_max: int, ready: Callable[[], None], topics: Callable[[set[str]], None] | None = None
+    ) -> None:
         self.messages_max = messages_max
         self.in_flight = 0
         self.in_flight_bytes = 0
-        self._waiting: deque[Submission] = deque()
+        self.lanes: dict[str, Lane] = {}
         self._ready = ready
+        self._topics = topics
         self._wanted = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether plain messages may be sent now."""
+        return not self._wanted and self.in_flight < self.messages_max and self.in_flight_bytes < UNANSWERED_BYTES_MAX
 
     def submit(self, submission: Submission) -> None:
         """Queue the messages of a call."""
-        self._waiting.append(submission)
+        messages = submission.messages
+        if self._topics is None:
+            self._queue(EVERY_TOPIC, Piece(submission, messages, None))
+        else:
+            topics = {message.topic for message in messages}
+            if len(topics) == 1:
+                self._queue(messages[0].topic, Piece(submission, messages, None))
+            else:
+                places: dict[str, list[int]] = {topic: [] for topic in topics}
+                for index, message in enumerate(messages):
+                    places[message.topic].append(index)
+                for topic, indexes in places.items():
+                    self._queue(topic, Piece(submission, [messages[index] for index in indexes], indexes))
+            self._topics(topics)
         self._ready()
+
+    def submit_again(self, frame: Frame) -> None:
+        """Queue the messages of a frame that no broker has; they come first."""
+        for piece, start, stop in frame.parts:
+            submission = piece.submission
+            if not submission.closed:
+                places = piece.indexes()[start:stop]
+                again = Piece(submission, piece.messages[start:stop], places, again=True)
+                self._queue(EVERY_TOPIC if self._topics is None else again.messages[0].topic, again)
+        self._ready()
+
+    def _queue(self, topic: str, piece: Piece) -> None:
+        lane = self.lanes.get(topic)
+        if lane is None:
+            lane = self.lanes[topic] = Lane()
+        if piece.again:
+            # Several frames come back in the order in which they were sent.
+            lane.pieces.insert(sum(1 for _ in takewhile(lambda one: one.again, lane.pieces)), piece)
+        else:
+            lane.pieces.append(piece)
+        lane.count += len(piece.messages)
 
     def withdraw(self, submission: Submission) -> None:
         """Forget what of a call has not been taken yet."""
-        if submission in self._waiting:
-            self._waiting.remove(submission)
+        found = False
+        for lane in self.lanes.values():
+            for piece in [one for one in lane.pieces if one.submission is submission]:
+                lane.pieces.remove(piece)
+                lane.count -= len(piece.messages) - piece.taken
+                found = True
+        if found:
             self._ready()
 
-    def take(self, body_bytes_max: int) -> Frame | None:
-        """Return the next frame that the window has room for; it counts as in flight from now on."""
-        if self._wanted:
+    def take(
+        self, body_bytes_max: int, lane: str = EVERY_TOPIC, messages_max: int = PUBLISH_MESSAGES_MAX,
+        bytes_max: int = UNANSWERED_BYTES_MAX,
+    ) -> Frame | None:  # fmt: skip
+        """Return the next frame of a lane that the window and these bounds have room for; it counts as in flight."""
+        if self._wanted or (queue := self.lanes.get(lane)) is None:
             return None
-        parts: list[tuple[Submission, int, int]] = []
+        parts: list[tuple[Piece, int, int]] = []
         blobs: list[bytes] = []
-        room = min(self.messages_max - self.in_flight, PUBLISH_MESSAGES_MAX)
-        room_bytes = min(UNANSWERED_BYTES_MAX - self.in_flight_bytes, FRAME_BYTES)
-        waiting = self._waiting
+        room = min(self.messages_max - self.in_flight, messages_max, PUBLISH_MESSAGES_MAX)
+        room_bytes = min(UNANSWERED_BYTES_MAX - self.in_flight_bytes, bytes_max, FRAME_BYTES)
+        waiting = queue.pieces
         while waiting and room > 0:
-            submission = waiting[0]
-            start = submission.taken
-            messages = submission.messages[start : start + room]
+            piece = waiting[0]
+            start = piece.taken
+            messages = piece.messages[start : start + room]
             sizes = [len(message.body) for message in messages]
             if max(sizes) > body_bytes_max or sum(sizes) > room_bytes:
                 messages = messages[: _leading(sizes, body_bytes_max, room_bytes) or 1]
             at_once = not blobs and not self.in_flight
             if sizes[0] > body_bytes_max:
-                self._refuse_next(submission, refuse_too_large(sizes[0], body_bytes_max))
+                self._refuse_next(queue, refuse_too_large(sizes[0], body_bytes_max))
                 continue
-            new = self._encode(submission, messages)
+            new = self._encode(queue, messages)
             if not new:
                 continue
             fitting = _leading(list(map(len, new)), FRAME_BYTES, room_bytes)
@@ -133,13 +236,11 @@ class Outgoing:
                     break
                 fitting = 1
             taken = new[:fitting]
-            parts.append((submission, start, start + fitting))
+            parts.append((piece, start, start + fitting))
             blobs += taken
-            submission.taken += fitting
             room -= fitting
             room_bytes -= sum(map(len, taken))
-            if submission.taken == len(submission.messages):
-                waiting.popleft()
+            self._taken(queue, fitting)
         if not blobs:
             return None
         frame = Frame(parts, blobs)
@@ -148,8 +249,10 @@ class Outgoing:
         return frame
 
     def release(self, frame: Frame) -> None:
-        """Give the room of a frame back."""
-        self.give_back(len(frame.blobs), frame.size)
+        """Give the room of a frame back, once."""
+        if not frame.given_up:
+            frame.given_up = True
+            self.give_back(len(frame.blobs), frame.size)
 
     def reserve(self, messages: int, size: int) -> bool:
         """Take room for messages that do not come from here; while they wait for it, others get none."""
@@ -166,7 +269,7 @@ class Outgoing:
         """Give room back."""
         self.in_flight -= messages
         self.in_flight_bytes -= size
-        if self._waiting or self._wanted:
+        if self._wanted or any(lane.pieces for lane in self.lanes.values()):
             self.want_no_more()
 
     def want_no_more(self) -> None:
@@ -177,7 +280,7 @@ class Outgoing:
     def _has_bytes_for(self, blob: bytes) -> bool:
         return self.in_flight_bytes + len(blob) <= UNANSWERED_BYTES_MAX
 
-    def _encode(self, submission: Submission, messages: Sequence[Message]) -> list[bytes]:
+    def _encode(self, lane: Lane, messages: Sequence[Message]) -> list[bytes]:
         """Encode up to the first message that cannot be; if that is the very first, refuse it."""
         blobs: list[bytes] = []
         try:
@@ -185,15 +288,22 @@ class Outgoing:
             blobs.extend(message.encoded() for message in messages)
         except (ValueError, KiteQError) as error:
             if not blobs:
-                self._refuse_next(submission, error)
+                self._refuse_next(lane, error)
         return blobs
 
-    def _refuse_next(self, submission: Submission, error: Exception) -> None:
-        index = submission.taken
-        submission.taken += 1
-        if submission.taken == len(submission.messages):
-            self._waiting.popleft()
-        submission.refuse(index, error)
+    def _refuse_next(self, lane: Lane, error: Exception) -> None:
+        piece = lane.pieces[0]
+        index = piece.taken
+        self._taken(lane, 1)
+        piece.fill(index, (error,))
+
+    @staticmethod
+    def _taken(lane: Lane, count: int) -> None:
+        piece = lane.pieces[0]
+        piece.taken += count
+        lane.count -= count
+        if piece.taken == len(piece.messages):
+            lane.pieces.popleft()
 
 
 def _leading(sizes: Sequence[int], size_max: int, sum_max: int) -> int:
@@ -204,84 +314,3 @@ def _leading(sizes: Sequence[int], size_max: int, sum_max: int) -> int:
         if size > size_max or total > sum_max:
             return count
     return len(sizes)
-
-
-class Unanswered:
-    """The frames sent to one broker that it has not answered, in order of sending."""
-
-    def __init__(self, outgoing: Outgoing, timeout: float) -> None:
-        self.frames: dict[int, Frame] = {}
-        self._outgoing = outgoing
-        self._timeout = timeout
-
-    def add(self, request: int, frame: Frame) -> None:
-        """Note that a frame is sent as this request."""
-        frame.request = request
-        self.frames[request] = frame
-
-    def answer(self, receipts: Receipts, broker: str, now: float) -> int:
-        """Hand the receipts of a frame to its submissions; return how many, 0 for an unknown frame.
-
-        Raises `RemoteProtocolError` if they do not fit the frame.
-        """
-        frame = self.frames.get(receipts.request)
-        if frame is None:
-            return 0
-        count = len(frame.blobs)
-        groups = receipts.groups
-        if (type(groups) is list and len(groups) != count) or any(item[0] >= count for item in receipts.exceptions):
-            raise RemoteProtocolError(f"receipts for {count} messages speak of others")
-        del self.frames[receipts.request]
-        self._outgoing.release(frame)
-        exceptions = {item[0]: item for item in receipts.exceptions}
-        at = 0
-        for submission, start, stop in frame.parts:
-            messages = submission.messages[start:stop]
-            durable = receipts.durable
-            results: list[Result]
-            if type(groups) is int:
-                results = [_new_tuple(Receipt, (message.id, broker, groups, False, durable)) for message in messages]
-            else:
-                results = [
-                    Receipt(message.id, broker, groups[at + index], False, durable)  # type: ignore[index]
-                    for index, message in enumerate(messages)
-                ]
-            if exceptions:
-                for index in range(len(results)):
-                    if (item := exceptions.get(at + index)) is not None:
-                        results[index] = _exceptional(item, messages[index], broker, durable=durable)
-            at += stop - start
-            submission.deadline = now + self._timeout
-            if not submission.closed:
-                submission.fill(start, results)
-        return count
-
-    def refuse(self, request: int, error: Exception) -> bool:
-        """Fail every message of a frame; return False if there is no such frame."""
-        frame = self.frames.pop(request, None)
-        if frame is None:
-            return False
-        self._outgoing.release(frame)
-        for submission, start, stop in frame.parts:
-            if not submission.closed:
-                submission.fill(start, [error] * (stop - start))
-        return True
-
-    def refuse_all(self, error: Exception) -> None:
-        """Fail every message here."""
-        for request in list(self.frames):
-            self.refuse(request, error)
-
-    def forget_given_up(self) -> None:
-        """Drop frames nobody waits for any more; for use while there is no connection."""
-        for request, frame in list(self.frames.items()):
-            if all(submission.closed for submission, _, _ in frame.parts):
-                del self.frames[request]
-                self._outgoing.release(frame)
-
-
-def _exceptional(item: list[object], message: Message, broker: str, *, durable: bool) -> Result:
-    _, code, reason, temporary = item[:4]
-    if code in (RECEIPT_DUPLICATE, RECEIPT_DELAYED):
-        return Receipt(message.id, broker, None, duplicate=code == RECEIPT_DUPLICATE, durable=durable)
-    return refusal(str(code), str(reason), bool(temporary))

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from kiteq.errors import RemoteProtocolError, SendTimeout, refusal
+from kiteq.errors import Refused, RemoteProtocolError, SendTimeout, refusal
 from kiteq.limits import PUBLISH_MESSAGES_MAX
 from kiteq.message import refuse_too_large
 from kiteq.remoting.packets import Enlist, Prepare, Prepared
 from kiteq_client.outgoing import FRAME_BYTES, Outgoing
+from kiteq_client.unanswered import DRAINING
 
 if TYPE_CHECKING:
     from kiteq_client.broker import Broker
@@ -33,7 +34,8 @@ BEGIN: Final = b""
 class Preparation:
     """Messages of one transaction, and what the broker says to them.
 
-    token: `BEGIN`, or of the transaction they are added to. body_bytes: of the largest body.
+    token: `BEGIN`, or of the transaction they are added to. topics: one broker must serve all of them.
+    body_bytes: of the largest body.
     deadline, finish: as in a `Verdict`. broker: that it was given to. `sent` once a connection took it, and
     `resent` once another did; `ended` once it has an answer or nobody waits for it any more; then `error`,
     or else `handle` as the broker gave it.
@@ -41,13 +43,22 @@ class Preparation:
 
     __slots__ = (
         "blobs", "body_bytes", "broker", "check_after_ms", "deadline", "ended", "error", "finish", "handle", "id",
-        "resent", "sent", "size", "token",
+        "resent", "sent", "size", "token", "topics",
     )  # fmt: skip
 
     def __init__(
-        self, id: bytes, token: bytes, blobs: list[bytes], body_bytes: int, check_after_ms: int, deadline: float
+        self,
+        id: bytes,
+        token: bytes,
+        blobs: list[bytes],
+        body_bytes: int,
+        *,
+        check_after_ms: int = 0,
+        deadline: float,
+        topics: frozenset[str] = frozenset(),
     ) -> None:
         self.id = id
+        self.topics = topics
         self.token = token
         self.blobs = blobs
         self.size = sum(map(len, blobs))
@@ -89,19 +100,30 @@ class _Frame:
 class Preparing:
     """The half messages for one broker that it has not answered.
 
-    late: called with what turns out to be durable when nobody waits for it any more.
+    late: called with what turns out to be durable when nobody waits for it any more. place: called with a
+    preparation that begins a transaction and that the broker shuts down too early for.
     """
 
-    def __init__(self, outgoing: Outgoing, late: Callable[[Preparation], None]) -> None:
+    def __init__(
+        self, outgoing: Outgoing, late: Callable[[Preparation], None], place: Callable[[Preparation], None]
+    ) -> None:
         self.waiting: deque[Preparation] = deque()
         self._outgoing = outgoing
         self._late = late
+        self._place = place
         self._frames: dict[int, _Frame] = {}
+        self._kept: dict[int, _Frame] = {}
+        self._in_flight = 0
 
     @property
     def load(self) -> int:
         """How many messages wait here, or for an answer."""
-        return len(self.waiting) + sum(frame.count for frame in self._frames.values())
+        return len(self.waiting) + self._in_flight
+
+    @property
+    def has_open(self) -> bool:
+        """Whether somebody waits for anything here."""
+        return self.is_open or any(not part.ended for part in self.waiting) or bool(self._kept)
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +145,8 @@ class Preparing:
             else:
                 sizes = [len(part.blobs) for part in parts]
                 packet = Prepare(request, blobs, sizes[0] if len(set(sizes)) == 1 else sizes, first.check_after_ms)
-            self._frames[request] = _Frame(packet, parts, sum(part.size for part in parts))
+            self._frames[request] = frame = _Frame(packet, parts, sum(part.size for part in parts))
+            self._in_flight += frame.count
             packets.append(packet)
         return packets
 
@@ -167,7 +190,7 @@ class Preparing:
         if len(handles) != len(parts) or (exceptions and max(exceptions) >= len(parts)):
             raise RemoteProtocolError(f"the answer to {len(parts)} transactions speaks of others")
         del self._frames[packet.request]
-        self._outgoing.give_back(frame.count, frame.size)
+        self._give_back(frame)
         for index, (part, handle) in enumerate(zip(parts, handles, strict=True)):
             if exceptions and (item := exceptions.get(index)) is not None:
                 part.give_up(refusal(item[1], item[2], item[3]))
@@ -183,27 +206,56 @@ class Preparing:
         frame = self._frames.pop(request, None)
         if frame is None:
             return False
-        self._outgoing.give_back(frame.count, frame.size)
+        if isinstance(error, Refused) and error.code == DRAINING:
+            self._refused_for_now(request, frame)
+            return True
+        self._give_back(frame)
         for part in frame.parts:
             part.give_up(error)
         return True
 
+    def _refused_for_now(self, request: int, frame: _Frame) -> None:
+        """The broker shuts down: what it may have, or what belongs to a transaction it has, waits for its return."""
+        if any(part.resent for part in frame.parts):
+            self._kept[request] = frame
+            return
+        self._give_back(frame)
+        for part in frame.parts:
+            part.sent = False
+            if part.ended:
+                continue
+            if part.token:
+                self.waiting.append(part)
+            else:
+                self._place(part)
+
+    def _give_back(self, frame: _Frame) -> None:
+        self._in_flight -= frame.count
+        self._outgoing.give_back(frame.count, frame.size)
+
     def refuse_all(self, error: Exception) -> None:
         """Fail everything that was sent here."""
+        self._restore()
         for request in list(self._frames):
             self.refuse(request, error)
 
     def forget_given_up(self) -> None:
         """Drop packets nobody waits for any more; for use while there is no connection."""
-        for request, frame in list(self._frames.items()):
-            if all(part.ended for part in frame.parts):
-                del self._frames[request]
-                self._outgoing.give_back(frame.count, frame.size)
+        for frames in (self._frames, self._kept):
+            for request, frame in list(frames.items()):
+                if all(part.ended for part in frame.parts):
+                    del frames[request]
+                    self._give_back(frame)
 
     def unanswered(self) -> list[Prepare | Enlist]:
         """Return what a new connection has to send again."""
         self.forget_given_up()
+        self._restore()
         for frame in self._frames.values():
             for part in frame.parts:
                 part.resent = True
         return [frame.packet for frame in self._frames.values()]
+
+    def _restore(self) -> None:
+        self._frames = {**self._kept, **self._frames}
+        self._kept = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 import anyio
@@ -17,14 +17,19 @@ __all__ = ["Producer"]
 class Producer:
     """Keeps the calls of `send` and `send_many` that are not finished.
 
-    ready: called when there may be something for a connection to send. watched: called with each call,
-    so that somebody looks at its deadline.
+    ready, topics: as `Outgoing` has them. watched: called with each call, so that somebody looks at its deadline.
     """
 
     def __init__(
-        self, max_in_flight: int, timeout: float, *, ready: Callable[[], None], watched: Callable[[], None]
+        self,
+        max_in_flight: int,
+        timeout: float,
+        *,
+        ready: Callable[[], None],
+        watched: Callable[[], None],
+        topics: Callable[[set[str]], None] | None = None,
     ) -> None:
-        self.outgoing = Outgoing(max_in_flight, ready)
+        self.outgoing = Outgoing(max_in_flight, ready, topics)
         self._timeout = timeout
         self._watched = watched
         self._live: dict[Submission, None] = {}
@@ -50,15 +55,16 @@ class Producer:
                 self.outgoing.withdraw(submission)
         return submission.results  # type: ignore[return-value]
 
-    def end_late(self, now: float, not_connected: Callable[[], Exception | None]) -> bool:
+    def end_late(self, now: float, unserved: Callable[[Iterable[str]], Exception | None]) -> bool:
         """End calls whose time is over; return whether there were any."""
         late = [submission for submission in self._live if submission.deadline <= now]
         if not late:
             return False
         waited = f"no answer within {self._timeout:g} s"
         sent = SendTimeout(f"{waited}: whether it is stored is unknown; sending this message again is safe")
-        unsent = not_connected() or SendTimeout(f"{waited}: the brokers are behind, and it was not sent")
+        behind = SendTimeout(f"{waited}: the brokers are behind, and it was not sent")
         for submission in late:
+            unsent = unserved(submission.unsent_topics()) or behind
             submission.give_up(sent, unsent)
             self.outgoing.withdraw(submission)
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["DEFAULT_PORT", "Address", "parse_registry"]
+__all__ = ["DEFAULT_PORT", "Address", "is_zookeeper", "parse_broker", "parse_registry"]
 
 DEFAULT_PORT: Final = 13800
 
@@ -20,6 +20,11 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def is_zookeeper(registry: str) -> bool:
+    """Whether brokers are found through ZooKeeper."""
+    return registry.startswith("zk://")
+
+
 def parse_registry(registry: str) -> tuple[Address, ...]:
     """Return the brokers of `kiteq://host:port,host2:port` or of a bare `host:port`.
 
@@ -28,13 +33,16 @@ def parse_registry(registry: str) -> tuple[Address, ...]:
     scheme, separator, rest = registry.partition("://")
     if not separator:
         scheme, rest = "kiteq", registry
-    if scheme == "zk":
-        raise ValueError(
-            f"{registry!r}: finding brokers through ZooKeeper is not built yet; list them: kiteq://host:port"
-        )
     if scheme != "kiteq":
-        raise ValueError(f"{registry!r}: the registry must be kiteq://host:port, with more after commas")
+        raise ValueError(
+            f"{registry!r}: the registry must be kiteq://host:port or zk://host:port, with more hosts after commas"
+        )
     return tuple(dict.fromkeys(_parse_address(part.strip(), registry) for part in rest.rstrip("/").split(",")))
+
+
+def parse_broker(text: str) -> Address:
+    """Return the address of one broker. Raises `ValueError`."""
+    return _parse_address(text, text)
 
 
 def _parse_address(text: str, registry: str) -> Address:

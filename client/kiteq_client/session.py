@@ -1,4 +1,4 @@
-"""One connection to a broker, from greeting to goodbye.
+"""One accepted connection to a broker, until the goodbye.
 
 Theory of operation. One task reads and hands each packet to a method named after it, synchronously; one
 task writes everything that is queued in one piece; one keeps the connection and what is held alive.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import anyio
 from anyio.abc import ByteStream
@@ -20,23 +21,21 @@ from kiteq.errors import NotConnected, ProtocolError, RemoteProtocolError, refus
 from kiteq.limits import (
     ACK_DEADLINE_SECONDS,
     BODY_BYTES_MAX_DEFAULT,
-    FRAME_OVERHEAD_BYTES,
     HEARTBEAT_SECONDS,
     IDLE_SECONDS_MAX,
     READ_BYTES,
 )
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import (
-    WIRE_VERSIONS,
     Admin,
     AdminReply,
     Ask,
+    Brokers,
     Credit,
     Decided,
     Deliver,
     Extend,
     Goodbye,
-    Hello,
     Packet,
     Ping,
     Pong,
@@ -50,15 +49,13 @@ from kiteq.remoting.packets import (
     Unsubscribe,
     Welcome,
 )
-from kiteq_client.deciding import Deciding
-from kiteq_client.incoming import Answers, Batch, Incoming, to_ranges
-from kiteq_client.outgoing import Outgoing, Unanswered
-from kiteq_client.preparing import Preparing
+from kiteq_client.incoming import Answers, Batch, to_ranges
 from kiteq_client.requests import Requests
+from kiteq_client.shared import Owner, Shared
 from kiteq_client.signal import Signal
-from kiteq_client.statistics import Counters
+from kiteq_client.unanswered import DRAINING
 
-__all__ = ["Session", "Shared"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("kiteq_client")
 
@@ -72,104 +69,66 @@ FLUSH_SECONDS: Final = 0.002
 _BROKEN = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 
 
-class Shared(NamedTuple):
-    """What all connections of a client have in common.
-
-    held_tags: tags of a session that handlers or deliveries hold.
-    """
-
-    outgoing: Outgoing
-    incoming: Incoming[Session]
-    prefetch: int
-    timeout: float
-    held_tags: Callable[[Session], list[int]]
-    counters: Counters
-
-
-class _Owner(Protocol):
-    """The broker a session belongs to."""
-
-    unanswered: Unanswered
-    preparing: Preparing
-    deciding: Deciding
-
-    def next_request(self) -> int: ...
-
-    def asked(self, packet: Ask) -> None: ...
-
-
 class Session:
     """One accepted connection.
 
-    stream: connected. owner: keeps request numbers and unanswered messages across connections.
+    stream, decoder: connected, and greeted with `welcome`. owner: keeps request numbers and unanswered messages
+    across connections. told: called with the addresses of the broker's set.
     """
 
-    def __init__(self, stream: ByteStream, owner: _Owner, shared: Shared) -> None:
-        self.alive = False
+    def __init__(
+        self,
+        stream: ByteStream,
+        decoder: Decoder,
+        welcome: Welcome,
+        owner: Owner,
+        shared: Shared,
+        told: Callable[[list[str]], None],
+    ) -> None:
+        self.alive = True
         self.leaving = False
         self.reason = ""
-        self.broker = ""
+        self.broker = welcome.broker
         self.answers = Answers(max(1, shared.prefetch // 2), self._answers_pending, shared.counters)
+        self.goodbye = anyio.Event()
+        self.is_writing = False
         self._stream = stream
+        self._decoder = decoder
+        self._version = welcome.version
         self._owner = owner
         self._shared = shared
+        self._told = told
         self._unanswered = owner.unanswered
         self._sent = (owner.unanswered, owner.preparing, owner.deciding)
-        self._decoder = Decoder(BODY_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES)
         self._requests = Requests(shared.timeout)
         self._control: list[bytes] = []
         self._wake = Signal()
         self._flush = Signal()
         self._scope = anyio.CancelScope()
-        self._body_bytes_max = BODY_BYTES_MAX_DEFAULT
-        self._heartbeat_s = HEARTBEAT_SECONDS
-        self._idle_s = IDLE_SECONDS_MAX
-        self._extend_s = ACK_DEADLINE_SECONDS / 3
-        self._sent_at = self._received_at = anyio.current_time()
-        self._writing = self._said_goodbye = self._finished = False
-        self.goodbye = anyio.Event()
-
-    # --- the greeting --------------------------------------------------------------------------
-    async def greet(self, hello: Hello) -> None:
-        """Introduce the client; return once the broker has accepted and its bindings are durable.
-
-        Raises the broker's refusal, `ProtocolError`, or an error of the connection.
-        """
-        await self._stream.send(encode_packet(hello))
-        packets: list[Packet] = []
-        while not packets:
-            packets = self._decoder.feed(await self._stream.receive(READ_BYTES))
-        first = packets[0]
-        if type(first) is Refusal:
-            raise refusal(first.code, first.reason, first.temporary)
-        if type(first) is not Welcome or first.version not in WIRE_VERSIONS:
-            answer = f"wire version {first.version}" if type(first) is Welcome else type(first).__name__
-            raise RemoteProtocolError(f"the broker answered the greeting with {answer}, which was not offered"[:200])
-        limits = first.limits
-        self.broker = first.broker
+        limits = welcome.limits
         self._body_bytes_max = limits.get("body_bytes", BODY_BYTES_MAX_DEFAULT)
-        self._decoder.frame_bytes_max = limits.get("frame_bytes", self._decoder.frame_bytes_max)
+        decoder.frame_bytes_max = limits.get("frame_bytes", decoder.frame_bytes_max)
         self._heartbeat_s = limits.get("heartbeat_ms", HEARTBEAT_SECONDS * 1000) / 1000
         self._idle_s = limits.get("idle_ms", IDLE_SECONDS_MAX * 1000) / 1000
         self._extend_s = limits.get("ack_deadline_ms", ACK_DEADLINE_SECONDS * 1000) / 3000
-        self.alive = True
-        self._dispatch(packets[1:])
+        self._sent_at = self._received_at = anyio.current_time()
+        self._said_goodbye = self._finished = False
 
     # --- the life ------------------------------------------------------------------------------
-    async def run(self) -> str:
-        """Carry packets until the connection ends; return why it ended."""
+    async def run(self, first: list[Packet]) -> str:
+        """Carry packets, `first` those that came with the greeting, until the connection ends; return why it ended."""
         try:
-            for request, frame in self._unanswered.frames.items():
-                self._control.append(encode_packet(Publish(request, frame.blobs)))
+            for frame in self._unanswered.again():
+                self._control.append(encode_packet(Publish(frame.request, frame.blobs)))
             self._control += map(encode_packet, self._owner.preparing.unanswered())
             self._wake.set()
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     for work in (self._write, self._flush_answers, self._keep_alive):
                         tasks.start_soon(self._ending_with_reason, work)
-                    await self._ending_with_reason(self._read)
+                    await self._ending_with_reason(partial(self._read, first))
         finally:
-            self.alive = self._writing = False
+            self.alive = self.is_writing = False
             self._control = []
             self._shared.incoming.drop(self)
             self._requests.refuse_all(NotConnected(f"the connection to {self.broker} was lost: {self.reason}"))
@@ -190,8 +149,9 @@ class Session:
         self.reason = self.reason or reason
         self._scope.cancel()
 
-    async def _read(self) -> str:
+    async def _read(self, first: list[Packet]) -> str:
         stream, decoder = self._stream, self._decoder
+        self._dispatch(first)
         while True:
             chunk = await stream.receive(READ_BYTES)
             self._received_at = anyio.current_time()
@@ -209,14 +169,14 @@ class Session:
             if self.alive and not self._said_goodbye:
                 self._take_transactional(pieces)
             if self.alive and not self.leaving:
-                while (frame := self._shared.outgoing.take(self._body_bytes_max)) is not None:
+                while (frame := self._owner.take(self._body_bytes_max)) is not None:
                     self._unanswered.add(request := self._owner.next_request(), frame)
                     pieces.append(encode_packet(Publish(request, frame.blobs)))
             if not pieces:
                 return
-            self._writing = True
+            self.is_writing = True
             await self._stream.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            self._writing = False
+            self.is_writing = False
             self._sent_at = anyio.current_time()
 
     def _take_transactional(self, pieces: list[bytes]) -> None:
@@ -275,12 +235,19 @@ class Session:
             elif kind is Subscribed or kind is AdminReply:
                 self._requests.answer(packet.request, packet.result if type(packet) is AdminReply else None)
             elif kind is Goodbye:
-                logger.info("%s says goodbye: %s", self.broker, packet.reason)  # type: ignore[union-attr]
-                self.leaving = True
-                self.goodbye.set()
-                self.reason = self.reason or f"the broker said goodbye: {packet.reason}"  # type: ignore[union-attr]
+                self._broker_leaves(packet.reason)  # type: ignore[union-attr]
+            elif kind is Brokers and self._version > 1:
+                self._told(packet.addresses)  # type: ignore[union-attr]
             elif kind is not Pong:
                 raise RemoteProtocolError(f"a broker must not send {kind.__name__}")
+
+    def _broker_leaves(self, reason: str) -> None:
+        """Begin nothing more here: the owner ends the connection when nothing is open."""
+        if not self.goodbye.is_set():
+            logger.info("%s says goodbye: %s", self.broker, reason)
+            self.leaving = True
+            self.goodbye.set()
+            self.reason = self.reason or f"the broker said goodbye: {reason}"
 
     def _deliver(self, packet: Deliver) -> None:
         if type(packet.attempts) is list and len(packet.attempts) != len(packet.messages):
@@ -299,8 +266,11 @@ class Session:
         elif packet.request in self.answers.unsettled:
             self.answers.settled(packet.request, [])
             logger.warning("%s refused an ack or nack: %s", self.broker, error)
-        elif not any(part.refuse(packet.request, error) for part in self._sent):
-            logger.warning("%s refused: %s", self.broker, error)
+        else:
+            if packet.code == DRAINING:
+                self._broker_leaves(packet.reason)
+            if not any(part.refuse(packet.request, error) for part in self._sent):
+                logger.warning("%s refused: %s", self.broker, error)
 
     # --- what is asked of it -------------------------------------------------------------------
     @property
@@ -368,7 +338,7 @@ class Session:
             or self.answers.count
             or self.answers.unsettled
             or self._control
-            or self._writing
+            or self.is_writing
             or self._shared.held_tags(self)
             or self._shared.incoming.queued_ranges(self)
         )
@@ -387,7 +357,7 @@ class Session:
             self.leaving = self._said_goodbye = True
             self.send(Goodbye(self._owner.next_request(), "leaving"))
             self._finished = True
-            while self._control or self._writing:  # noqa: ASYNC110 only here, not per piece
+            while self._control or self.is_writing:  # noqa: ASYNC110 only here, not per piece
                 await anyio.sleep(LEAVE_POLL_SECONDS)
             # Closing with bytes unread would reset the connection, and lose the goodbye.
             try:

@@ -14,7 +14,8 @@ __all__ = ["Counters", "Statistics"]
 class Statistics:
     """A moment's figures of a client; the counters began when it was entered.
 
-    connected: addresses of the brokers connected. not_reached: why, by address, for the others.
+    connected: addresses of the brokers connected. not_reached: why, by address, for the others that are known.
+    registry: in words, whether the registry is reached where brokers are found; "" for a list of brokers.
     in_flight: messages sent and not answered. sent: messages answered, refusals included.
     received: messages delivered to this client. acked, nacked: answers given. stale: answers that came
     too late to have an effect. reconnects: connections made after the first to each broker.
@@ -38,6 +39,7 @@ class Statistics:
     unknown_transactions: int = 0
     pending_decisions: int = 0
     checks: Mapping[str, int] = field(default_factory=dict)
+    registry: str = ""
 
 
 class Counters:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -18,6 +18,7 @@ import anyio
 
 from kiteq.errors import (
     ClientClosed,
+    Refused,
     RemoteProtocolError,
     SendTimeout,
     TransactionConflict,
@@ -31,10 +32,12 @@ from kiteq_client.decision import Decision
 from kiteq_client.half import Half, not_begun, split
 from kiteq_client.outgoing import Outgoing
 from kiteq_client.preparing import BEGIN, Preparation
+from kiteq_client.spread import least_loaded
 from kiteq_client.statistics import Counters
 
 if TYPE_CHECKING:
     from kiteq_client.broker import Broker
+    from kiteq_client.brokers import Brokers
 
 __all__ = ["Transactions"]
 
@@ -53,7 +56,7 @@ class Transactions:
 
     def __init__(
         self,
-        brokers: list[Broker],
+        brokers: Brokers,
         checking: Checking,
         outgoing: Outgoing,
         counters: Counters,
@@ -89,7 +92,7 @@ class Transactions:
     @property
     def pending(self) -> int:
         """How many decisions are not answered."""
-        return sum(len(broker.deciding.pending) for broker in self.brokers)
+        return sum(len(broker.deciding.pending) for broker in self.brokers.all)
 
     # --- preparing -----------------------------------------------------------------------------
     async def begin(self, messages: Sequence[Message], check_after_ms: int) -> Half:
@@ -108,16 +111,21 @@ class Transactions:
                 )
             raise ValueError(f"message {key.hex()} is in an open transaction already")
         self._warn_of_topics(messages)
+        topics = frozenset(message.topic for message in messages)
+        self.brokers.name_topics(topics)
         parts = split(messages)
         largest = max(len(message.body) for message in messages)
         half = Half(key, parts[0][0])
-        first = Preparation(key, BEGIN, parts[0], largest, check_after_ms, monotonic() + self.timeout)
+        first = Preparation(
+            key, BEGIN, parts[0], largest,
+            check_after_ms=check_after_ms, deadline=monotonic() + self.timeout, topics=topics,
+        )  # fmt: skip
         self._halves[key] = half
         try:
-            self._place(first)
+            self.place(first)
             await self._wait(first)
             half.broker = first.broker
-            half.name = half.place.deciding.broker
+            half.name = half.place.name
             half.token = key + first.handle.to_bytes(8, "big")
             for blobs in parts[1:]:
                 await self._enlist(half, blobs, largest)
@@ -131,17 +139,24 @@ class Transactions:
     async def enlist(self, half: Half, message: Message) -> None:
         """Add a message to an open transaction. Raises what `send` raises; adding it again is safe."""
         self.check()
+        if not half.place.serves_topic(message.topic):
+            raise Refused(
+                "topic_not_served",
+                f"topic {message.topic!r} is not served by broker {half.name}, which has the transaction",
+            )
         self._warn_of_topics((message,))
         await self._enlist(half, [message.encoded()], len(message.body))
 
     async def _enlist(self, half: Half, blobs: list[bytes], body_bytes: int) -> None:
-        addition = Preparation(half.id, half.token, blobs, body_bytes, 0, monotonic() + self.timeout)
+        addition = Preparation(half.id, half.token, blobs, body_bytes, deadline=monotonic() + self.timeout)
         self._give(addition, half.place)
         await self._wait(addition)
 
     async def _wait(self, preparation: Preparation) -> None:
         done = anyio.Event()
         preparation.finish = done.set
+        if preparation.ended:
+            done.set()
         self._preparing[preparation] = None
         self._watched()
         try:
@@ -159,11 +174,13 @@ class Transactions:
         if not preparation.sent:
             self._outgoing.want_no_more()
 
-    def _place(self, preparation: Preparation) -> None:
-        """Give it to the broker with the least to answer, or keep it until there is one."""
-        ready = [broker for broker in self.brokers if broker.takes_messages]
-        if ready:
-            self._give(preparation, ready[0] if len(ready) == 1 else min(ready, key=lambda broker: broker.load))
+    def place(self, preparation: Preparation) -> None:
+        """Give it to the broker with the least to answer that serves its topics, or keep it until there is one."""
+        broker = least_loaded(self.brokers.all, preparation.topics)
+        if broker is not None:
+            self._give(preparation, broker)
+        elif (refused := self.brokers.refuse_together(preparation.topics)) is not None:
+            preparation.give_up(refused)
         else:
             self._unplaced.append(preparation)
 
@@ -221,6 +238,10 @@ class Transactions:
             verdict.finish = None
             del self._deciding[verdict]
 
+    def has_at(self, broker: Broker) -> bool:
+        """Whether a block is open whose transaction is at this broker."""
+        return any(half.broker is broker and not half.abandoned for half in self._halves.values())
+
     def let_go(self, half: Half) -> None:
         """Leave a transaction to the checks."""
         if self._halves.get(half.id) is half and not half.abandoned:
@@ -255,18 +276,18 @@ class Transactions:
         for token, blob, attempt in zip(packet.tokens, packet.messages, attempts, strict=True):  # type: ignore[arg-type]
             key = token[:16]
             half = self._halves.get(key)
-            pending = next((one for one in self.brokers if key in one.deciding.pending), None)
+            pending = next((one for one in self.brokers.all if key in one.deciding.pending), None)
             if pending is not None:
                 self._decide_again(broker, token, pending)
             elif half is None:
-                answer = partial(self._answer, broker, broker.deciding.broker, token)
+                answer = partial(self._answer, broker, broker.name, token)
                 self.checking.ask(Check(key, blob, attempt, self._handler_timeout, answer))
             elif half.abandoned:
-                half.broker, half.name, half.token = broker, broker.deciding.broker, token
+                half.broker, half.name, half.token = broker, broker.name, token
                 self.counters.checks[Decision.ROLLBACK.value] += 1
                 self._roll_back(half)
             else:
-                self._answer(broker, broker.deciding.broker, token, Decision.RUNNING)
+                self._answer(broker, broker.name, token, Decision.RUNNING)
 
     def _decide_again(self, broker: Broker, token: bytes, pending: Broker) -> None:
         """Send what was decided to the broker that asks; it may have moved to another address."""
@@ -317,30 +338,31 @@ class Transactions:
         unplaced, self._unplaced = self._unplaced, deque()
         for preparation in unplaced:
             if not preparation.ended:
-                self._place(preparation)
+                self.place(preparation)
 
-    def watch(self, now: float, not_connected: Callable[[], Exception | None]) -> None:
+    def watch(self, now: float, not_connected: Callable[[Iterable[str]], Exception | None]) -> None:
         """End calls whose time is over; move on what waits for a broker that is gone."""
         for preparation in [one for one in self._preparing if one.deadline <= now]:
             waited = f"no answer within {self.timeout:g} s"
             self._end(
                 preparation,
                 not_begun(preparation, waited),
-                not_connected() or SendTimeout(f"{waited}: the brokers are behind, and nothing was sent"),
+                not_connected(preparation.topics)
+                or SendTimeout(f"{waited}: the brokers are behind, and nothing was sent"),
             )
         for verdict in [one for one in self._deciding if one.deadline <= now]:
             if verdict.finish is not None:
                 verdict.finish()
         for done in [one for one, deadline in self._asking.items() if deadline <= now]:
             done.set()
-        for broker in self.brokers:
+        for broker in self.brokers.all:
             broker.deciding.retry(now)
             if broker.session is None:
                 broker.preparing.forget_given_up()
             if broker.preparing.waiting and not broker.takes_messages:
                 self._move_from(broker)
         if self._unplaced:
-            self._unplaced = deque(one for one in self._unplaced if not one.ended)
+            self.connected()
 
     def _move_from(self, broker: Broker) -> None:
         """Let what a broker never got go to another; what is added to its transactions cannot."""
@@ -350,7 +372,7 @@ class Transactions:
             if preparation.token:
                 broker.preparing.waiting.append(preparation)
             elif not preparation.ended:
-                self._place(preparation)
+                self.place(preparation)
         self._outgoing.want_no_more()
 
     def end_all(self, error: Exception | None = None) -> None:

@@ -23,7 +23,7 @@ from os import getpid
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import kiteq_client.broker
+import kiteq_client.dialler
 from kiteq.errors import KiteQError, Refused
 from kiteq.message import Message, Received
 from kiteq.remoting.packets import DECISION_COMMIT, DECISION_ROLLBACK, Decide
@@ -275,7 +275,7 @@ async def _main(address: str, timeout: float) -> None:
     folder = Path.cwd()
     trap = Trap(folder, PRODUCER)
     _trap_decisions(trap)
-    kiteq_client.broker.RECONNECT_SECONDS_MAX = 0.1  # type: ignore[misc]
+    kiteq_client.dialler.RECONNECT_SECONDS_MAX = 0.1  # type: ignore[misc]
     with History(folder / HISTORY, mortal=True) as history:
         producer = _Producer(folder, history, trap)
         client = Client(

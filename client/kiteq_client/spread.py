@@ -1,0 +1,99 @@
+"""Who of several brokers takes the next messages.
+
+Theory of operation. The one with the fewest unanswered messages does, up to where all would have as many.
+None has more than its share of the client's window: a broker that stands still keeps that, and the others
+go on. One that has not answered for long gets nothing new while another can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from kiteq.limits import UNANSWERED_BYTES_MAX
+from kiteq_client.outgoing import Frame, Lane, Outgoing
+
+if TYPE_CHECKING:
+    from kiteq_client.broker import Broker
+
+__all__ = ["least_loaded", "next_taker", "serving", "take"]
+
+LATE_SECONDS: Final = 1.0
+"""Longer than an answer takes while a disk is slow, and shorter than anybody waits for one."""
+
+
+def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_bytes_max: int) -> Frame | None:
+    """Return the next frame for one of several brokers, None if it should not or cannot have one."""
+    share = _Share(brokers, outgoing)
+    for topic, lane in list(outgoing.lanes.items()):
+        if not lane.count:
+            del outgoing.lanes[topic]
+        elif (most := _allowance(broker, _takers(brokers, topic, share), outgoing, lane)) > 0:
+            most_bytes = share.size - broker.unanswered.size
+            frame = outgoing.take(body_bytes_max, topic, min(most, share.count - broker.load), most_bytes)
+            if frame is not None:
+                # Topics take turns.
+                outgoing.lanes[topic] = outgoing.lanes.pop(topic)
+                return frame
+    return None
+
+
+def next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Broker | None = None) -> Broker | None:
+    """Return who should take now what waits, None if nothing waits or nobody can."""
+    if outgoing.has_room:
+        share = _Share(brokers, outgoing)
+        for topic, lane in outgoing.lanes.items():
+            if lane.count and (takers := _takers(brokers, topic, share)) and (least := _least(takers)) is not but:
+                return least
+    return None
+
+
+def serving(brokers: Iterable[Broker], topics: Iterable[str]) -> list[Broker]:
+    """Return the connected brokers that serve all these topics and take new messages."""
+    wanted = list(topics)
+    return [broker for broker in brokers if broker.takes_messages and all(map(broker.serves_topic, wanted))]
+
+
+def least_loaded(brokers: Iterable[Broker], topics: Iterable[str]) -> Broker | None:
+    """Return the broker with the least to answer that serves all these topics, None if there is none."""
+    able = serving(brokers, topics)
+    return _least(_answering(able)) if able else None
+
+
+class _Share:
+    """How much of the window each broker can have."""
+
+    __slots__ = ("count", "size")
+
+    def __init__(self, brokers: Sequence[Broker], outgoing: Outgoing) -> None:
+        able = max(1, sum(one.takes_messages for one in brokers))
+        self.count = -(-outgoing.messages_max // able)
+        self.size = -(-UNANSWERED_BYTES_MAX // able)
+
+
+def _least(brokers: Sequence[Broker]) -> Broker:
+    return min(brokers, key=lambda broker: broker.load)
+
+
+def _takers(brokers: Sequence[Broker], topic: str, share: _Share) -> list[Broker]:
+    """Return those that can take messages of a lane at once; who is writing asks by itself when it is done."""
+    able = _answering([one for one in brokers if one.takes_messages and one.serves_topic(topic)])
+    return [one for one in able if not one.is_writing and one.load < share.count and one.unanswered.size < share.size]
+
+
+def _answering(brokers: list[Broker]) -> list[Broker]:
+    """Leave out those that are late, unless all are."""
+    if len(brokers) < 2:
+        return brokers
+    before = monotonic() - LATE_SECONDS
+    return [one for one in brokers if not one.unanswered.is_late(before)] or brokers
+
+
+def _allowance(broker: Broker, takers: list[Broker], outgoing: Outgoing, lane: Lane) -> int:
+    """Return how many messages of a lane bring this broker to what all have on average."""
+    if broker not in takers:
+        return 0
+    waiting = min(lane.count, outgoing.messages_max - outgoing.in_flight)
+    total = waiting + sum(one.load for one in takers)
+    return -(-total // len(takers)) - broker.load
