@@ -103,7 +103,7 @@ class _Worker:
             self._channel.post("stop")
 
     async def _listen(self, nursery: trio.Nursery) -> None:
-        async for message in self._channel.read():
+        while (message := await self._channel.receive()) is not None:
             match message:
                 case ("settings", number, fields):
                     self._given = Settings(**fields)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgpack
@@ -46,6 +46,7 @@ class Channel:
         self._posted: deque[Message] = deque()
         self._bell = trio.Event()
         self._is_whole = True
+        self._unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=MESSAGE_BYTES_MAX)
 
     def post(self, *message: Any) -> None:
         """Have a message written after those before it."""
@@ -77,19 +78,18 @@ class Channel:
             return False
         return self._is_whole
 
-    async def read(self) -> AsyncIterator[Message]:
-        """Return what comes, until the other process has ended."""
-        unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=MESSAGE_BYTES_MAX)
+    async def receive(self) -> Message | None:
+        """Return the next message, None when the other process has ended."""
         while True:
+            for message in self._unpacker:
+                return tuple(message)
             try:
                 chunk = await self._stream.receive_some(READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+                return None
             if not chunk:
-                return
-            unpacker.feed(chunk)
-            for message in unpacker:
-                yield message
+                return None
+            self._unpacker.feed(chunk)
 
     def close(self) -> None:
         """Let the other process know that this one is done."""

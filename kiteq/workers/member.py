@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -56,7 +57,7 @@ class Member:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours, theirs:
-            words = [sys.executable, "-m", MODULE, str(self.number), str(theirs.fileno())]
+            words = [sys.executable, *_safe_path(), "-m", MODULE, str(self.number), str(theirs.fileno())]
             process = await trio.lowlevel.open_process(
                 words, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True
             )
@@ -102,6 +103,11 @@ class Member:
             rows.append((topic, group, None if node is None else [to_wire(one) for one in node]))
         self.dirty.clear()
         return [("nodes", rows[start : start + NODES_PER_MESSAGE]) for start in range(0, len(rows), NODES_PER_MESSAGE)]
+
+
+def _safe_path() -> list[str]:
+    """Return what keeps modules of the current folder out of a worker, unless they are visible here too."""
+    return [] if sys.path[0] in {"", str(Path.cwd())} else ["-P"]
 
 
 def status_text(status: int) -> str:

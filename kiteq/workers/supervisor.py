@@ -126,7 +126,7 @@ class Supervisor:
         process.kill()
 
     async def _listen(self, member: Member, channel: Channel, heard: trio.Event) -> None:
-        async for message in channel.read():
+        while (message := await channel.receive()) is not None:
             self._obey(member, message)
         heard.set()
 
