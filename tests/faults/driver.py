@@ -7,7 +7,7 @@ calls `receive`, which notes what came and answers pings.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from os import urandom
@@ -139,7 +139,7 @@ class DriverConnection:
         """By call, for the owner to look at."""
         self.stale: set[int] = set()
         self.topics: list[str] = []
-        self.digest = digest_of
+        self.digest: Callable[[bytes], str] = digest_of
         """What a history keeps of a message's bytes."""
         self.transacting = Transacting(self)
         self.open = False

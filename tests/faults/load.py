@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -16,9 +16,30 @@ from kiteq.binding.bindings import Binding
 from kiteq.message import Message
 from kiteq.remoting.packets import NACK_FAILED, NACK_REJECTED, NACK_UNSTARTED
 from tests.faults.driver import Arrival, DriverConnection, Lost, open_connection
-from tests.faults.history import Drained, FinalDead, FinalGroup, FinalTransaction, History, PublishOk, Waiting
+from tests.faults.history import (
+    Drained,
+    FinalDead,
+    FinalGroup,
+    FinalTransaction,
+    History,
+    PublishOk,
+    Waiting,
+    digest_of,
+)
 
-__all__ = ["CALM", "FUSSY", "SLOW", "Load", "Temper", "consume", "drain", "final_state", "note_waiting", "produce"]
+__all__ = [
+    "CALM",
+    "FUSSY",
+    "SLOW",
+    "Load",
+    "Temper",
+    "consume",
+    "count_left",
+    "drain",
+    "final_state",
+    "note_waiting",
+    "produce",
+]
 
 RECONNECT_SECONDS: Final = 0.05
 EXTEND_SECONDS: Final = 0.5
@@ -66,14 +87,19 @@ class Load:
     sent: int = 0
     letters_left: int = LETTERS_MAX // 2
     """How many messages may still be made dead letters, for one answer lists at most LETTERS_MAX."""
+    host: str = "127.0.0.1"
+    digest: Callable[[bytes], str] = digest_of
 
 
 async def _reconnect(load: Load, group: str, bindings: Iterable[Binding] = ()) -> DriverConnection | None:
     while not load.stop:
         try:
-            return await open_connection(load.port, group, load.history, bindings=list(bindings))
+            connection = await open_connection(load.port, group, load.history, bindings=list(bindings), host=load.host)
         except Lost:
             await trio.sleep(RECONNECT_SECONDS)
+        else:
+            connection.digest = load.digest
+            return connection
     return None
 
 
@@ -228,17 +254,22 @@ async def drain(load: Load) -> bool:
     complete, quiet = False, 0
     with trio.move_on_after(DRAIN_SECONDS_MAX):
         while quiet < 2:
-            rows = await connection.admin("group.list")
-            waiting = sum(row["pending"] + row["in_flight"] + row["retrying"] for row in rows)
-            waiting += (await connection.admin("stat"))["delayed"]["messages"]
-            waiting += len(await connection.admin("tx.list", limit=1))
-            quiet = 0 if waiting else quiet + 1
+            quiet = 0 if await count_left(connection) else quiet + 1
             await trio.sleep(0.2)
         complete = True
     load.history.write(Drained(time.monotonic(), complete))
     await final_state(connection, load.history)
     await connection.goodbye()
     return complete
+
+
+async def count_left(connection: DriverConnection) -> int:
+    """Return how many messages and transactions the broker has not done with."""
+    rows = await connection.admin("group.list")
+    left = sum(row["pending"] + row["in_flight"] + row["retrying"] for row in rows)
+    left += (await connection.admin("stat"))["delayed"]["messages"]
+    left += len(await connection.admin("tx.list", limit=1))
+    return int(left)
 
 
 async def note_waiting(connection: DriverConnection, history: History) -> None:

@@ -130,8 +130,14 @@ def in_order(model: Model) -> Iterator[Violation]:
         if at < call.invoked.at:
             text = f"delivered before {later}, which had been answered before this one was sent"
             yield Violation("I12", event.id, AUDIT, text)
-        if call.at < at and call.outcome == "ok":
+        if call.at < at and _was_answered(model, call):
             answered[key] = call.at, event.id
+
+
+def _was_answered(model: Model, call: Call) -> bool:
+    if call.transactional:
+        return model.transaction_of[call.invoked.id].confirmed("commit") is not None
+    return call.outcome == "ok"
 
 
 def count_repeated(programs: Sequence[Path]) -> list[Repeated]:

@@ -1,0 +1,214 @@
+"""A cluster under load, and the judgement of what programs saw of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from random import SystemRandom
+from types import TracebackType
+from typing import Final, Self
+
+from tests.cluster.application import BROKER_HISTORY, HISTORY, Plan
+from tests.faults.history import (
+    BrokerStarted,
+    BrokerStopped,
+    DecideOk,
+    Delivered,
+    Event,
+    History,
+    PublishOk,
+    PublishRefused,
+    PublishUnknown,
+    read_histories,
+)
+from tests.faults.several import count_repeated, judge
+from tests.support.cluster import Cluster, ClusterBroker
+
+__all__ = ["Run", "running"]
+
+ROOT: Final = Path(__file__).parent.parent.parent
+STEP_SECONDS_MAX: Final = 90.0
+POLL_SECONDS: Final = 0.05
+ACK_DEADLINE: Final = 10.0
+SEND_TIMEOUT: Final = 3.0
+STARTS: Final = "starts-{}.jsonl"
+ENVIRONMENT: Final = {
+    "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s",
+    "KITEQ_CHECK_AFTER": "0.5s",
+    "KITEQ_CHECK_ELSEWHERE_AFTER": "1s",
+}
+
+
+class Run:
+    """Programs that work on a cluster, and the notes of a test about what it does to the brokers.
+
+    timeout: of producers.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, timeout: float = SEND_TIMEOUT) -> None:
+        self.cluster = cluster
+        self._folder = folder
+        brokers = [broker.address for broker in cluster.brokers]
+        seed = SystemRandom().randrange(1 << 32)
+        print(f"seed {seed}")  # noqa: T201 pytest shows it when the test fails
+        self._plan = Plan(cluster.registry, brokers, str(folder), timeout, ACK_DEADLINE, seed)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers = 0
+
+    # --- the programs --------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        for broker in self.cluster.brokers:
+            self._note(broker, BrokerStarted(time.monotonic(), broker.id))
+        self.cluster.network.inside(self._launch)
+        try:
+            self._wait_answer("the groups are bound at every broker")
+            self._command("produce")
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _launch(self) -> None:
+        command = [sys.executable, "-m", "tests.cluster.application", json.dumps(asdict(self._plan))]
+        with (self._folder / "answers").open("ab") as answers, (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"},
+                stdin=subprocess.PIPE,
+                stdout=answers,
+                stderr=log,
+            )
+
+    def _command(self, word: str) -> list[str]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n".encode())
+        self._process.stdin.flush()
+        return self._wait_answer(word)
+
+    def _wait_answer(self, what: str) -> list[str]:
+        path = self._folder / "answers"
+        self._until(lambda: path.read_bytes().count(b"\n") > self._answers, what)
+        self._answers += 1
+        errors: list[str] = json.loads(path.read_text().splitlines()[-1])["errors"]
+        return errors
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + STEP_SECONDS_MAX
+        while not holds():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                status = self._process.poll()
+                text = f"the programs (status {status}) did not come to this: {what}; their log:\n{self.log()}"
+                raise AssertionError(f"{text}\n{self.cluster.logs()}")
+            time.sleep(POLL_SECONDS)
+
+    def _leave(self) -> None:
+        """Let the programs leave their clients, and end."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        status = self._process.wait(STEP_SECONDS_MAX)
+        assert status == 0, f"the programs ended with status {status}; their log:\n{self.log()}"
+
+    def _close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def log(self) -> str:
+        """Return the end of what the programs logged."""
+        return (self._folder / "log").read_text(errors="replace")[-20_000:]
+
+    # --- what happens to brokers ---------------------------------------------------------------
+    def _note(self, broker: ClusterBroker, event: Event) -> None:
+        with History(self._folder / STARTS.format(broker.number)) as history:
+            history.write(event)
+
+    def kill(self, broker: ClusterBroker) -> None:
+        """End a broker as `kill -9` does."""
+        self._end(broker, broker.kill, "killed")
+
+    def drain(self, broker: ClusterBroker) -> None:
+        """Ask a broker to end, and wait until it has."""
+        self._end(broker, lambda: broker.stop() and None, "drained")
+
+    def _end(self, broker: ClusterBroker, end: Callable[[], object], how: str) -> None:
+        began = time.monotonic()
+        end()
+        self._note(broker, BrokerStopped(time.monotonic(), began, how))
+
+    def start(self, broker: ClusterBroker) -> None:
+        """Start a broker again."""
+        broker.start()
+        self._note(broker, BrokerStarted(time.monotonic(), broker.id))
+
+    # --- what the programs see -----------------------------------------------------------------
+    def events(self, since: float = 0.0) -> list[Event]:
+        """Return what the programs have noted after a time."""
+        return [event for event in read_histories([self._folder / HISTORY]) if event.at > since]
+
+    def accept(self, count: int, *, by: ClusterBroker | None = None) -> None:
+        """Wait until brokers, or one of them, have accepted so many messages more, and groups got as many."""
+        path, name = self._folder / HISTORY, b"" if by is None else f'"{by.id}"]'.encode()
+        begin = path.stat().st_size
+
+        def reached() -> bool:
+            with path.open("rb") as file:
+                file.seek(begin)
+                lines = file.read().splitlines()
+            accepted = sum(line.startswith(b'["PublishOk"') and line.endswith(name) for line in lines)
+            return accepted >= count and sum(line.startswith(b'["Delivered"') for line in lines) >= count
+
+        self._until(reached, f"{count} messages more are accepted {'' if by is None else f'by broker {by.number} '}")
+
+    def failed_sends(self, since: float = 0.0) -> list[Event]:
+        """Return what producers were refused or not told after a time."""
+        return [event for event in self.events(since) if isinstance(event, PublishRefused | PublishUnknown)]
+
+    # --- the end -------------------------------------------------------------------------------
+    def finish(self) -> list[str]:
+        """Let the programs end their work; fail if a promise was broken. Returns the errors that producers met."""
+        errors = self._command("drain")
+        self._leave()
+        events = self.events()
+        counted = {kind.__name__: sum(isinstance(event, kind) for event in events) for kind in COUNTED}
+        programs = [self._folder / HISTORY]
+        repeated = count_repeated(programs)
+        print(f"{counted}, repeated: {repeated}, errors of producers: {len(errors)}: {errors[:10]}")  # noqa: T201 shown when the test fails
+        numbers = [broker.number for broker in self.cluster.brokers]
+        own = [[self._folder / STARTS.format(one), self._folder / BROKER_HISTORY.format(one)] for one in numbers]
+        violations = [str(violation) for violation in judge(programs, own)]
+        assert not violations, "\n".join(violations[:VIOLATIONS_SHOWN])
+        assert counted["PublishOk"], "nothing was accepted: the run says nothing"
+        assert counted["DecideOk"], "no transaction was decided: the run says nothing"
+        return errors
+
+
+VIOLATIONS_SHOWN: Final = 20
+COUNTED: Final = (PublishOk, PublishUnknown, PublishRefused, DecideOk, Delivered)
+
+
+@contextmanager
+def running(folder: Path, *, brokers: int = 3, ensemble: bool = False, timeout: float = SEND_TIMEOUT) -> Iterator[Run]:
+    """Start a cluster and the programs on it."""
+    with (
+        Cluster(folder, brokers=brokers, ensemble=ensemble, environment=ENVIRONMENT) as cluster,
+        Run(cluster, folder, timeout) as run,
+    ):
+        yield run
