@@ -31,18 +31,13 @@ def page(sample: Row, named: str, *, columns: int | None = None, lines: int | No
     topics = _table(TOPIC_TITLES, [_topic_cells(row) for row in sample["topics"]])
     groups = _table(GROUP_TITLES, [_group_cells(row) for row in sample["groups"]])
     top = [_title(sample, named), _totals(sample), _transactions(sample), ""]
-    if lines is None:
-        shown = [*top, *brokers]
-        left_out = sample["left_out"]
-        for part, more in ((topics, left_out["topics"]), (groups, left_out["groups"])):
-            shown += ["", *part, *([_more(more)] if more else [])]
-    else:
+    more_topics, more_groups = sample["left_out"]["topics"], sample["left_out"]["groups"]
+    of_topics, of_groups = len(topics) + (more_topics > 0), len(groups) + (more_groups > 0)
+    if lines is not None:
         brokers = _cut(brokers, max(3, lines // BROKERS_SHARE))
-        room = lines - len(top) - len(brokers) - 2
-        of_topics, of_groups = _shared(room, len(topics), len(groups))
-        topics = _cut(topics, of_topics, sample["left_out"]["topics"])
-        groups = _cut(groups, of_groups, sample["left_out"]["groups"])
-        shown = [*top, *brokers, "", *topics, "", *groups][:lines]
+        of_topics, of_groups = _shared(lines - len(top) - len(brokers) - 2, of_topics, of_groups)
+    topics, groups = _cut(topics, of_topics, more_topics), _cut(groups, of_groups, more_groups)
+    shown = [*top, *brokers, "", *topics, "", *groups][:lines]
     return "\n".join(line if columns is None else line[:columns].rstrip() for line in shown)
 
 

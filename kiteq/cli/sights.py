@@ -55,9 +55,9 @@ class _Watched:
         try:
             try:
                 overview = self._ask()
-            except NotConnected:
-                if not again:
-                    raise
+            except NotConnected as error:
+                if not again or isinstance(error.__cause__, TimeoutError):
+                    raise  # one that hangs is not waited for twice
                 overview = self._ask()
         except KiteQError as error:
             now = time.monotonic()
