@@ -156,7 +156,12 @@ def _undo(core: Core, taker: TakeOver) -> None:
     subscription = outlet.subscription
     group, topic = subscription.group, subscription.topic.name
     if not taker.new:
-        kept = tuple(one for one in subscription.bindings if one not in taker.bindings)
+        before = {(one.kind, one.pattern): one for one in taker.older}
+        kept = tuple(
+            old
+            for one in subscription.bindings
+            if (old := before.get((one.kind, one.pattern)) if one in taker.bindings else one) is not None
+        )
         if outlet.closed or kept == subscription.bindings:
             return
         if not kept:  # the others were removed meanwhile

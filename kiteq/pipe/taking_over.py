@@ -36,7 +36,7 @@ class TakeOver:
     """One subscription while it takes over.
 
     new: whether the subscription is; its bindings are then all in `bindings`.
-    bindings: those that are new. older: those the group had, which took over for themselves.
+    bindings: those that are new, or were not "first" before. older: those the group had.
     error: why something was not copied.
     """
 
@@ -46,6 +46,7 @@ class TakeOver:
         self.outlet = outlet
         self.new = new
         self.bindings = bindings
+        self.older = older
         self.error: StoreError | None = None
         self._core = core
         self._wanted = [Matcher(binding) for binding in bindings if binding.start == "first"]

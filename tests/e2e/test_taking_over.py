@@ -88,16 +88,17 @@ async def test_a_group_is_refused_when_what_it_wants_to_take_over_does_not_fit()
         assert (await producer.row("g"))["pending_bytes"] == 0
 
 
-async def test_a_binding_is_taken_back_when_what_it_wants_to_take_over_does_not_fit() -> None:
+@pytest.mark.parametrize("before", [["b"], ["b", "a"]])
+async def test_a_binding_is_taken_back_when_what_it_wants_to_take_over_does_not_fit(before: list[str]) -> None:
     async with running("memory://", store_limit=2_000_000) as broker:
         producer = await connect(broker, "p")
-        group = await connect(broker, "g", direct("t", "b"))
         for message in large(12):
             await producer.publish([message])
+        group = await connect(broker, "g", *(direct("t", message_type) for message_type in before))
         with pytest.raises(Refused):
             await group.ask(packets.Subscribe, packets.Subscribed, [to_wire(direct("t", "a", start="first"))])
         row = await producer.row("g")
-        assert [binding["pattern"] for binding in row["bindings"]] == ["b"]
+        assert [binding["pattern"] for binding in row["bindings"]] == before
         await group.credit(100)
         copied = await group.take(row["pending"])
         await group.ack(copied)
