@@ -62,12 +62,14 @@ class Brokers:
         self._wants_all = not self._topics or not members.has_topics
         self._new = Signal()
         self._shared: Shared
+        self._transactions: Transactions
         self._make: Callable[[], Broker]
         self._connected: Callable[[Session], None]
 
     def equip(self, shared: Shared, transactions: Transactions, connected: Callable[[Session], None]) -> None:
         """Name what the connections have in common, and who uses a new one."""
         self._shared = shared
+        self._transactions = transactions
         self._make = partial(Broker, shared, transactions, self._take, shared.timeout)
         self._connected = connected
         for address, member in self.members.known().items():
@@ -230,7 +232,7 @@ class Brokers:
 
     def is_missed(self, dialler: Dialler) -> bool:
         """Whether somebody waits for the broker at this address."""
-        if dialler.broker is not None and dialler.broker.is_open:
+        if self._transactions.has_unplaced or (dialler.broker is not None and dialler.broker.is_open):
             return True
         lanes = self._shared.outgoing.lanes.items()
         return any(

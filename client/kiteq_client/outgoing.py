@@ -51,13 +51,19 @@ class Submission:
     def give_up(self, sent: Exception, unsent: Exception) -> None:
         """End the call now: every message without an answer gets one of these errors."""
         if not self.closed:
-            self.closed = True
             waiting = {index for piece in self.pieces for index in piece.indexes()[piece.taken :]}
             self.results = [
                 (unsent if index in waiting else sent) if result is None else result
                 for index, result in enumerate(self.results)
             ]
-            self.finish()
+            self.close()
+
+    def close(self) -> None:
+        """End the call: it has all its results."""
+        self.closed = True
+        # They refer to each other: without this only the garbage collector frees them, for 10 µs a message.
+        self.pieces.clear()
+        self.finish()
 
 
 class Piece:
@@ -94,8 +100,7 @@ class Piece:
                 submission.results[index] = result
         submission.remaining -= len(results)
         if not submission.remaining:
-            submission.closed = True
-            submission.finish()
+            submission.close()
 
 
 class Frame:

@@ -238,6 +238,11 @@ class Transactions:
             verdict.finish = None
             del self._deciding[verdict]
 
+    @property
+    def has_unplaced(self) -> bool:
+        """Whether half messages wait for a broker that takes them."""
+        return bool(self._unplaced)
+
     def has_at(self, broker: Broker) -> bool:
         """Whether a block is open whose transaction is at this broker."""
         return any(half.broker is broker and not half.abandoned for half in self._halves.values())
