@@ -141,8 +141,10 @@ class Session:
         except ProtocolError as error:
             reason = str(error)
             self._control.append(encode_packet(Refusal(0, "bad_frame", reason[:200], temporary=False)))
+            self.leaving = self._finished = True
+            self._wake.set()
             with anyio.move_on_after(1):
-                await self._send_queued()
+                await self._wait_written()
         except _BROKEN as error:
             reason = "the broker closed the connection" if isinstance(error, anyio.EndOfStream) else str(error)
             reason = reason or "the connection broke"
@@ -357,8 +359,7 @@ class Session:
             self.leaving = self._said_goodbye = True
             self.send(Goodbye(self._owner.next_request(), "leaving"))
             self._finished = True
-            while self._control or self.is_writing:  # noqa: ASYNC110 only here, not per piece
-                await anyio.sleep(LEAVE_POLL_SECONDS)
+            await self._wait_written()
             # Closing with bytes unread would reset the connection, and lose the goodbye.
             try:
                 await self._stream.send_eof()
@@ -368,3 +369,7 @@ class Session:
             while self.alive:  # noqa: ASYNC110 the same
                 await anyio.sleep(LEAVE_POLL_SECONDS)
         self._scope.cancel()
+
+    async def _wait_written(self) -> None:
+        while self._control or self.is_writing:  # noqa: ASYNC110 only at the end, not per piece
+            await anyio.sleep(LEAVE_POLL_SECONDS)

@@ -70,9 +70,9 @@ class Connection:
     async def send(self, *packets: Packet) -> None:
         await self.stream.send(b"".join(map(encode_packet, packets)))
 
-    async def accept(self, *, broker: str = "b1", **limits: int) -> None:
+    async def accept(self, *, broker: str = "b1", version: int = 1, **limits: int) -> None:
         self.hello = await self.expect(Hello)
-        await self.send(Welcome(self.hello.request, 1, broker, LIMITS | limits, admin=True))
+        await self.send(Welcome(self.hello.request, version, broker, LIMITS | limits, admin=True))
 
     async def deliver(self, *messages: Message | bytes, first_tag: int = 1, attempts: int = 1) -> None:
         blobs = [message if isinstance(message, bytes) else message.encoded() for message in messages]

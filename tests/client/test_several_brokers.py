@@ -1,0 +1,371 @@
+"""Several brokers of a list: which one gets what, and what happens when one stands still or leaves."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from kiteq.message import decode
+from kiteq.remoting.packets import Brokers, Enlist, Goodbye, Hello, Packet, Prepare, Publish, Refusal
+from kiteq_client import Client, Message, NotConnected, PartlySent, Receipt, SendTimeout, direct
+from kiteq_client.registry import Address, parse_registry
+from tests.client.ledger import Ledger, until, warnings
+from tests.client.peer import Connection, both_loops, peer
+
+
+def message(body: bytes = b"x", topic: str = "trade") -> Message:
+    return Message(topic, "pay", body)
+
+
+def is_publish(packet: Packet) -> bool:
+    return isinstance(packet, Publish)
+
+
+def bodies(ledger: Ledger) -> list[bytes]:
+    return [decode(blob, "g", 1).body for packet in ledger.packets(Publish) for blob in packet.messages]
+
+
+async def serve_draining(connection: Connection, kind: type[Publish | Prepare | Enlist]) -> None:
+    """Refuse one packet as a broker does that shuts down, and say goodbye."""
+    packet = await connection.expect(kind)
+    await connection.send(Refusal(packet.request, "draining", "shutting down", temporary=True))  # type: ignore[attr-defined]
+    await connection.send(Goodbye(0, "shutting down"))
+    with anyio.fail_after(4):
+        while not isinstance(await connection.receive(), Goodbye):
+            pass
+
+
+@both_loops
+async def test_new_messages_go_to_the_broker_with_the_fewest_unanswered() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2")]
+    async with (
+        peer(ledgers[0].script) as one,
+        peer(ledgers[1].script) as two,
+        Client(f"kiteq://{one},{two}", group="g", timeout=2) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        ledgers[0].lose = ledgers[1].lose = is_publish
+        tasks.start_soon(client.send, message())
+        await until(lambda: sum(len(ledger.packets(Publish)) for ledger in ledgers) == 1)
+        silent, other = sorted(ledgers, key=lambda ledger: len(ledger.packets(Publish)), reverse=True)
+        other.lose = lambda _packet: False
+        receipts = [await client.send(message()) for _ in range(20)]
+        assert {receipt.broker for receipt in receipts} == {other.broker}
+        assert len(silent.packets(Publish)) == 1
+        tasks.cancel_scope.cancel()
+
+
+@both_loops
+async def test_one_call_is_spread_and_keeps_its_order_at_each_broker() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2"), Ledger("b3")]
+    async with (
+        peer(ledgers[0].script) as one,
+        peer(ledgers[1].script) as two,
+        peer(ledgers[2].script) as three,
+        Client(f"kiteq://{one},{two},{three}", group="g") as client,
+    ):
+        receipts = await client.send_many(message(b"%05d" % number) for number in range(5_000))
+    for ledger in ledgers:
+        got = bodies(ledger)
+        assert got == sorted(got)
+        assert len(got) > 500
+        assert [receipts[int(body)].broker for body in got] == [ledger.broker] * len(got)
+    assert sum(len(bodies(ledger)) for ledger in ledgers) == 5_000
+
+
+@both_loops
+async def test_a_broker_that_stands_still_keeps_its_share_of_the_window_and_the_others_go_on() -> None:
+    still, other = Ledger("b1"), Ledger("b2")
+    still.lose = is_publish
+    failed: list[SendTimeout] = []
+    async with (
+        peer(still.script) as one,
+        peer(other.script) as two,
+        Client(f"kiteq://{one},{two}", group="g", max_in_flight=10, timeout=0.5) as client,
+    ):
+
+        async def send(times: int) -> None:
+            for _ in range(times):
+                try:
+                    await client.send(message())
+                except SendTimeout as error:
+                    failed.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(send, 25)
+        assert len(bodies(other)) + len(bodies(still)) == 1_000
+        assert len(failed) == len(bodies(still)) <= 5
+        # What nobody waits for any more is not in the way of the other.
+        assert client.statistics().in_flight == 0
+        with pytest.raises(PartlySent) as caught:
+            still.lose, other.lose = is_publish, is_publish
+            await client.send_many(message() for _ in range(100))
+        assert {type(result) for result in caught.value.results} == {SendTimeout}
+
+
+@both_loops
+async def test_what_a_broker_refuses_because_it_shuts_down_goes_to_another_in_order() -> None:
+    other = Ledger("b2")
+    ready, both = anyio.Event(), anyio.Event()
+
+    async def leaving(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        frames = [await connection.expect(Publish) for _ in range(2)]
+        ready.set()
+        await both.wait()
+        refusals = [Refusal(frame.request, "draining", "shutting down", temporary=True) for frame in frames]
+        await connection.send(*refusals, Goodbye(0, "shutting down"))
+        await connection.expect(Goodbye)
+
+    async def refusing(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        await connection.send(Refusal(hello.request, "draining", "shutting down", temporary=True))
+
+    async def late(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        await ready.wait()
+        connection._packets.append(hello)
+        await other.script(connection)
+
+    async with peer(leaving, refusing) as one, peer(late) as two:
+        with warnings() as warned:
+            async with Client(f"kiteq://{one},{two}", group="g", max_in_flight=400, wait=False) as client:
+                receipts: list[Receipt] = []
+
+                async def send() -> None:
+                    receipts.extend(await client.send_many(message(b"%03d" % number) for number in range(400)))
+
+                async with anyio.create_task_group() as tasks:
+                    await until(lambda: client.statistics().connected)
+                    tasks.start_soon(send)
+                    await until(lambda: len(client.statistics().connected) == 2)
+                    both.set()
+                assert {receipt.broker for receipt in receipts} == {"b2"}
+        assert warned == []
+    assert bodies(other) == [b"%03d" % number for number in range(400)]
+
+
+@both_loops
+async def test_the_only_broker_may_shut_down_and_come_back_within_the_timeout() -> None:
+    async def leaving(connection: Connection) -> None:
+        await connection.accept()
+        await serve_draining(connection, Publish)
+
+    ledger = Ledger("b1")
+    async with peer(leaving, ledger.script) as address, Client(address, group="g") as client:
+        with warnings() as warned:
+            assert (await client.send(message())).broker == "b1"
+        assert warned == []
+    assert len(bodies(ledger)) == 1
+
+
+@both_loops
+async def test_what_no_broker_takes_in_time_was_not_sent() -> None:
+    async def leaving(connection: Connection) -> None:
+        await connection.accept()
+        await serve_draining(connection, Publish)
+
+    async def refusing(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        await connection.send(Refusal(hello.request, "draining", "shutting down", temporary=True))
+
+    async with peer(leaving, refusing) as address, Client(address, group="g", timeout=0.3) as client:
+        with pytest.raises(NotConnected, match="shutting down"):
+            await client.send(message())
+
+
+@both_loops
+async def test_what_a_broker_may_have_goes_to_no_other_though_it_shuts_down() -> None:
+    back, other = Ledger("b1"), Ledger("b2")
+    sent: list[Publish] = []
+
+    async def drop(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        sent.append(await connection.expect(Publish))
+
+    async def leaving(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        await serve_draining(connection, Publish)
+
+    other.lose = is_publish
+    async with (
+        peer(drop, leaving, back.script) as one,
+        peer(other.script) as two,
+        Client(f"kiteq://{one},{two}", group="g", timeout=2) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        # Two are under way, so each broker has one.
+        tasks.start_soon(client.send, message())
+        tasks.start_soon(client.send, message())
+        await until(lambda: bodies(back))
+        tasks.cancel_scope.cancel()
+    assert back.packets(Publish)[0].messages == sent[0].messages
+    assert len(bodies(other)) == 1
+
+
+@both_loops
+async def test_a_half_message_that_is_refused_by_a_shutdown_goes_to_another_and_an_addition_waits() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2")]
+
+    async def begin(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        await serve_draining(connection, Prepare)
+
+    async def add(connection: Connection) -> None:
+        await connection.accept(broker="b2")
+        prepare = await connection.expect(Prepare)
+        await connection.send(ledgers[1].answered(prepare))
+        await serve_draining(connection, Enlist)
+
+    async with (
+        peer(begin, ledgers[0].script) as one,
+        peer(add, ledgers[1].script) as two,
+        Client(f"kiteq://{one},{two}", group="g", topics=["trade"]) as client,
+    ):
+        with warnings() as warned:
+            async with client.transaction(message()) as tx:
+                await tx.add(message())
+        assert warned == []
+    assert ledgers[1].committed == {tx.id}
+    assert not ledgers[0].seen or not ledgers[0].packets(Prepare)
+
+
+@both_loops
+async def test_what_is_unanswered_follows_its_broker_to_another_address() -> None:
+    moved, ledger = anyio.Event(), Ledger("b1")
+
+    async def drop(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        await connection.expect(Publish)
+        moved.set()
+
+    async def other(connection: Connection) -> None:
+        await connection.accept(broker="b2")
+        await connection.serve()
+
+    async def late(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        await moved.wait()
+        connection._packets.append(hello)
+        await ledger.script(connection)
+
+    async with (
+        peer(drop, other) as one,
+        peer(late) as two,
+        Client(f"kiteq://{one},{two}", group="g", wait=False) as client,
+    ):
+        await until(lambda: client.statistics().connected)
+        assert (await client.send(message())).broker == "b1"
+
+
+# --- sets of brokers -------------------------------------------------------------------------------
+
+
+@both_loops
+async def test_a_broker_tells_of_its_set_and_all_of_it_is_used() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2")]
+    told = anyio.Event()
+
+    async def first(connection: Connection) -> None:
+        await connection.accept(broker="b1", version=2)
+        await connection.send(Brokers(0, [f":{one.rpartition(':')[2]}", two]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ledgers[0].serve, connection)
+            await told.wait()
+            await connection.send(Brokers(0, [f":{one.rpartition(':')[2]}"]))
+
+    async def second(connection: Connection) -> None:
+        await connection.accept(broker="b2", version=2)
+        await ledgers[1].serve(connection)
+
+    async with (
+        peer(first) as one,
+        peer(second) as two,
+        Client(one, group="g", bindings=[direct("trade", "pay")]) as client,
+    ):
+        await until(lambda: client.statistics().connected == (one, two))
+        [connection] = ledgers[1].connections
+        assert connection.hello is not None
+        assert connection.hello.bindings[0][:3] == ["trade", 0, "pay"]
+        await client.send_many(message() for _ in range(1_000))
+        assert bodies(ledgers[0])
+        assert bodies(ledgers[1])
+        told.set()
+        await until(lambda: not client._brokers.diallers[_address(two)].listed)
+        assert client.statistics().connected == (one, two)  # it is used as long as it lives
+        await connection.stream.aclose()
+        await until(lambda: _address(two) not in client._brokers.diallers)
+        assert client.statistics().connected == (one,)
+        assert client.statistics().not_reached == {}
+        assert len(ledgers[1].connections) <= 1
+
+
+@both_loops
+async def test_a_broker_of_version_1_must_not_tell_of_others() -> None:
+    async def wrong(connection: Connection) -> None:
+        await connection.accept()
+        await connection.send(Brokers(0, ["127.0.0.1:1"]))
+        refusal = await connection.expect(Refusal)
+        assert (refusal.request, refusal.code) == (0, "bad_frame")
+
+    async def garbled(connection: Connection) -> None:
+        await connection.accept(version=2)
+        await connection.send(Brokers(0, ["127.0.0.1:x"]))
+        refusal = await connection.expect(Refusal)
+        assert "wrong address" in refusal.reason
+
+    async with peer(wrong, garbled, Ledger().script) as address, Client(address, group="g") as client:
+        await until(lambda: client.statistics().reconnects == 2)
+        await client.send(message())
+
+
+@both_loops
+async def test_a_version_that_was_not_offered_is_refused() -> None:
+    async def newer(connection: Connection) -> None:
+        await connection.accept(version=3)
+
+    async with peer(newer) as address:
+        with pytest.raises(NotConnected):
+            async with Client(address, group="g", timeout=0.2):
+                raise AssertionError
+        async with Client(address, group="g", timeout=0.2, wait=False) as client:
+            await until(lambda: "wire version 3" in client.statistics().not_reached.get(address, ""))
+
+
+@both_loops
+async def test_one_broker_at_two_addresses_is_used_once_until_the_first_connection_ends() -> None:
+    ledger = Ledger("b1")
+    twins = 0
+
+    async def twin(connection: Connection) -> None:
+        nonlocal twins
+        twins += 1
+        await ledger.script(connection)
+
+    with warnings() as warned:
+        async with (
+            peer(ledger.script, never) as one,
+            peer(twin) as two,
+            Client(f"kiteq://{one},{two}", group="g") as client,
+        ):
+            assert len(client.statistics().connected) == 1
+            assert client.statistics().not_reached == {}
+            await client.send_many(message() for _ in range(1_000))
+            await until(lambda: len(ledger.connections) == 1)
+            assert twins == 1
+            if client.statistics().connected == (one,):
+                await ledger.connections[0].stream.aclose()
+                await until(lambda: client.statistics().connected == (two,))
+            await client.send(message())
+    assert len(bodies(ledger)) == 1_001
+    assert len(warned) <= 1  # of the connection that was lost
+
+
+async def never(_connection: Connection) -> None:
+    await anyio.sleep_forever()
+
+
+def _address(text: str) -> Address:
+    [address] = parse_registry(text)
+    return address
