@@ -8,6 +8,7 @@ ZooKeeper was wiped, it is made again from that: nothing is unbound by being mis
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -22,6 +23,9 @@ from kiteq.registry.session import NoNodeError, ZooKeeperSession
 
 __all__ = ["Subscriptions"]
 
+FORGOTTEN_SECONDS: Final = 7 * 86_400.0
+"""A node without bindings tells brokers that were down what was removed; after this long it goes."""
+SWEEP_SECONDS: Final = 3_600.0
 ROUNDS_MAX: Final = 64
 """Attempts of a compare-and-set in one turn; each that fails means that another broker has changed the node."""
 
@@ -39,6 +43,7 @@ class Subscriptions:
         self._pending: dict[Key, list[Change]] = {}
         self._stuck: set[Key] = set()
         self._known: dict[Key, tuple[Binding, ...]] = {}
+        self._sweep_at = 0.0
 
     def want(self, topics: Collection[str] | None) -> None:
         """Copy the bindings of these topics from now on, None for all."""
@@ -90,6 +95,9 @@ class Subscriptions:
             for key, bindings in self.snapshot().items():
                 if bindings is not None:
                     self._known[key] = bindings
+        if full and time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            self._sweep()
         return changed
 
     def snapshot(self) -> dict[Key, tuple[Binding, ...] | None]:
@@ -105,13 +113,30 @@ class Subscriptions:
     def _fill_in(self) -> bool:
         """Make nodes again that are missing though their bindings are known."""
         there = self.snapshot().keys()
-        lost = [key for key in self._known if key not in there and self._mirror.covers(key[0])]
+        known = [key for key, bindings in self._known.items() if bindings]
+        lost = [key for key in known if key not in there and self._mirror.covers(key[0])]
         for key in lost:
             self._pending.setdefault(key, [])
         if lost:
             self._log.info("bindings missing in the registry are written again", nodes=len(lost))
             self._write(lost)
         return bool(lost)
+
+    def _sweep(self) -> None:
+        """Delete nodes that hold no binding any more, long after the last one was removed."""
+        empty = [key for key, bindings in self.snapshot().items() if bindings == ()]
+        paths = [bindings_path(*key) for key in empty]
+        old: list[tuple[str, int]] = []
+        for key, path, answer in zip(
+            empty, paths, self._session.gather("get", [(path,) for path in paths]), strict=True
+        ):
+            if isinstance(answer, Exception):
+                continue
+            stat = answer[1]
+            if time.time() - stat.mtime / 1000 > FORGOTTEN_SECONDS:
+                old.append((path, stat.version))
+                self._known.pop(key, None)  # else it would be written again
+        self._session.gather("delete", old)
 
     def _write(self, keys: list[Key]) -> None:
         for _ in range(ROUNDS_MAX):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import trio
 
 from kiteq.binding.bindings import Binding, direct, fanout, regex
 from kiteq.errors import Refused
-from kiteq.registry.errors import UnreadableNode
+from kiteq.registry import subscriptions
+from kiteq.registry.errors import RegistryUnavailable, UnreadableNode
 from kiteq.registry.layout import decode_entries, encode_entries, entry
 from tests.registry.parts import ListLog, expire, in_thread, opened, until, until_told
 
@@ -216,3 +217,23 @@ async def test_watches_go_on_after_a_lost_session(url: str) -> None:
         await until_told(other, lambda snapshot: snapshot.bindings == {KEY: (A, B)})
         await one.merge_bindings("h", "new", [fanout("new")])
         await until_told(other, lambda snapshot: snapshot.bindings.get(("new", "h")) == (fanout("new"),))
+
+
+async def test_a_node_without_bindings_is_kept_for_brokers_that_are_down_and_then_goes(
+    url: str, hand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(url) as one:
+        await one.merge_bindings("g", "t", [A])
+        await one.merge_bindings("bound", "t", [A])
+        await one.remove_binding("g", "t", [A])
+        async with opened(url):
+            assert held(hand) == []
+        monkeypatch.setattr(subscriptions, "FORGOTTEN_SECONDS", -60.0)
+        async with opened(url):
+            await until(lambda: not hand.exists(NODE))
+            assert held(hand, "/kiteq/sub/t/bound-bind") == [A]
+        expire(one)  # it reads everything anew, and does not write what is gone
+        with suppress(RegistryUnavailable):  # it is done when the connection is back
+            await one.merge_bindings("bound", "t", [B])
+        await until(lambda: held(hand, "/kiteq/sub/t/bound-bind") == [A, B])
+        assert not hand.exists(NODE)
