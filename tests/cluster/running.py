@@ -21,6 +21,7 @@ from tests.faults.history import (
     BrokerStopped,
     DecideOk,
     Delivered,
+    Ended,
     Event,
     History,
     PublishOk,
@@ -165,21 +166,34 @@ class Run:
 
     def accept(self, count: int, *, by: ClusterBroker | None = None) -> None:
         """Wait until brokers, or one of them, have accepted so many messages more, and groups got as many."""
-        path, name = self._folder / HISTORY, b"" if by is None else f'"{by.id}"]'.encode()
-        begin = path.stat().st_size
+        what = f"{count} messages more are accepted{'' if by is None else f' by broker {by.number}'}"
+        name = b"" if by is None else f'"{by.id}"]'.encode()
+        accepted = delivered = 0
+        with (self._folder / HISTORY).open("rb") as file:
+            file.seek(0, os.SEEK_END)
 
-        def reached() -> bool:
-            with path.open("rb") as file:
-                file.seek(begin)
-                lines = file.read().splitlines()
-            accepted = sum(line.startswith(b'["PublishOk"') and line.endswith(name) for line in lines)
-            return accepted >= count and sum(line.startswith(b'["Delivered"') for line in lines) >= count
+            def reached() -> bool:
+                nonlocal accepted, delivered
+                lines = file.readlines()
+                accepted += sum(line.startswith(b'["PublishOk"') and line.rstrip().endswith(name) for line in lines)
+                delivered += sum(line.startswith(b'["Delivered"') for line in lines)
+                return accepted >= count and delivered >= count
 
-        self._until(reached, f"{count} messages more are accepted {'' if by is None else f'by broker {by.number} '}")
+            self._until(reached, what)
 
-    def failed_sends(self, since: float = 0.0) -> list[Event]:
-        """Return what producers were refused or not told after a time."""
-        return [event for event in self.events(since) if isinstance(event, PublishRefused | PublishUnknown)]
+    def go_on(self, seconds: float) -> None:
+        """Let the programs work for so long; they never come to a stop."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.accept(SLICE)
+            time.sleep(POLL_SECONDS)
+
+    def assert_undisturbed(self, since: float) -> None:
+        """Fail if a program has met an error, or an auditor has lost a connection, after a time."""
+        failed = [event for event in self.events(since) if isinstance(event, PublishRefused | PublishUnknown)]
+        assert failed == []
+        paths = [self._folder / BROKER_HISTORY.format(broker.number) for broker in self.cluster.brokers]
+        assert [event for event in read_histories(paths) if isinstance(event, Ended) and event.at > since] == []
 
     # --- the end -------------------------------------------------------------------------------
     def finish(self) -> list[str]:
@@ -200,15 +214,25 @@ class Run:
         return errors
 
 
+SLICE: Final = 20
+"""Messages between two looks: accepting them takes much less than STEP_SECONDS_MAX."""
 VIOLATIONS_SHOWN: Final = 20
 COUNTED: Final = (PublishOk, PublishUnknown, PublishRefused, DecideOk, Delivered)
 
 
 @contextmanager
-def running(folder: Path, *, brokers: int = 3, ensemble: bool = False, timeout: float = SEND_TIMEOUT) -> Iterator[Run]:
-    """Start a cluster and the programs on it."""
+def running(
+    folder: Path,
+    *,
+    brokers: int = 3,
+    ensemble: bool = False,
+    timeout: float = SEND_TIMEOUT,
+    package: Path | None = None,
+) -> Iterator[Run]:
+    """Start a cluster and the programs on it. package: where the brokers' kiteq is, if it is a changed one."""
+    environment = ENVIRONMENT | ({} if package is None else {"PYTHONPATH": str(package)})
     with (
-        Cluster(folder, brokers=brokers, ensemble=ensemble, environment=ENVIRONMENT) as cluster,
+        Cluster(folder, brokers=brokers, ensemble=ensemble, environment=environment) as cluster,
         Run(cluster, folder, timeout) as run,
     ):
         yield run

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +36,10 @@ def _copy(folder: Path) -> Path:
     return parent
 
 
-def hurried_copy(folder: Path) -> Path:
+def hurried_copy(folder: Path, constants: Iterable[tuple[str, str, str]] = HURRIED) -> Path:
     """Return the folder, for PYTHONPATH, that holds a copy of the package with other constants."""
     parent = _copy(folder)
-    for name, constant, value in HURRIED:
+    for name, constant, value in constants:
         path = parent / name
         text, changed = re.subn(rf"(?m)^{constant}: Final = .*$", f"{constant}: Final = {value}", path.read_text())
         assert changed == 1, f"{name} does not define {constant} as before: bring {__file__} up to date"

@@ -14,24 +14,38 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
+from kazoo.client import KazooClient
+from kazoo.exceptions import NoNodeError
+
+from kiteq.registry.layout import BINDINGS, SERVERS
 from tests.support.broker import BrokerProcess, greet
 from tests.support.namespaces import Network
 from tests.support.zookeeper import Ensemble, ZooKeeperProcess
 
-__all__ = ["CLIENTS_ZOOKEEPER_HOST", "SESSION_SECONDS", "TOPICS", "Cluster", "ClusterBroker"]
+__all__ = ["CLIENTS_ZOOKEEPER_HOST", "SESSION_SECONDS", "TOPICS", "Cluster", "ClusterBroker", "Registered"]
 
 SESSION_SECONDS: Final = 1
 TOPICS: Final = ("orders", "events")
 PORT: Final = 13_800
 CLIENTS_ZOOKEEPER_HOST: Final = "127.0.2.1"
 EVERY_ADDRESS: Final = "0.0.0.0"
+WAIT_SECONDS_MAX: Final = 60.0
+POLL_SECONDS: Final = 0.05
+
+
+class Registered(NamedTuple):
+    """What stands in ZooKeeper. brokers: addresses that serve all topics. groups: bound in each of some topics."""
+
+    brokers: set[str]
+    groups: dict[str, set[str]]
 
 
 class ClusterBroker(BrokerProcess):
@@ -131,6 +145,29 @@ class Cluster:
             for node in self.nodes:
                 node.resume()
 
+    def registered(self) -> Registered:
+        """Return what stands in ZooKeeper now."""
+        return self.network.inside(self._read_registry)
+
+    def _read_registry(self) -> Registered:
+        client = KazooClient(self.registry.removeprefix("zk://"), timeout=WAIT_SECONDS_MAX)
+        client.start(WAIT_SECONDS_MAX)
+        try:
+            served = [set(_children(client, f"{SERVERS}/{topic}")) for topic in TOPICS]
+            groups = {topic: set(_children(client, f"{BINDINGS}/{topic}")) for topic in TOPICS}
+        finally:
+            client.stop()
+            client.close()
+        return Registered(set.intersection(*served), groups)
+
+    def wait_registered(self, brokers: Iterable[ClusterBroker] | None = None) -> None:
+        """Wait until these brokers, all unless some are named, are announced, and no other one."""
+        wanted = {broker.address for broker in (self.brokers if brokers is None else brokers)}
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while (registered := self.registered()).brokers != wanted:
+            assert time.monotonic() < deadline, f"announced are {registered.brokers}\n{self.logs()}"
+            time.sleep(POLL_SECONDS)
+
     def logs(self) -> str:
         """Return what the brokers have printed."""
         return "\n".join(f"--- broker {broker.number}\n{broker.log()}" for broker in self.brokers)
@@ -150,3 +187,11 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lifetime.close()
+
+
+def _children(client: KazooClient, path: str) -> list[str]:
+    try:
+        found: list[str] = client.get_children(path)
+    except NoNodeError:
+        return []
+    return found

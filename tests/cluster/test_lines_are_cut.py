@@ -1,0 +1,44 @@
+"""The line between programs and one broker is cut; the others are used, and nothing that was told is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.running import SEND_TIMEOUT, running
+from tests.faults.patching import hurried_copy
+
+pytestmark = pytest.mark.slow
+
+SOME = 200
+HURRIED = (("kiteq/limits.py", "HEARTBEAT_SECONDS", "0.5"), ("kiteq/limits.py", "IDLE_SECONDS_MAX", "2.0"))
+"""A silent line is noticed by both sides well within a cut."""
+CUT_SECONDS = 2 * SEND_TIMEOUT
+CUTS = [CUT_SECONDS, *(pytest.param(long, marks=pytest.mark.long) for long in (120, 600))]
+
+
+@pytest.mark.parametrize("seconds", CUTS)
+@pytest.mark.parametrize("direction", ["both", "requests", "answers"])
+def test_nothing_is_lost_when_a_broker_cannot_be_reached(tmp_path: Path, direction: str, seconds: float) -> None:
+    with running(tmp_path, package=hurried_copy(tmp_path, HURRIED)) as run:
+        _, second, _ = run.cluster.brokers
+        run.accept(SOME)
+        host = second.host
+        to, answers_of = host if direction != "answers" else "", host if direction != "requests" else ""
+        with run.cluster.network.cut(to=to, answers_of=answers_of):
+            run.go_on(seconds)
+        run.accept(SOME // 4, by=second)
+        run.finish()
+
+
+def test_nothing_is_lost_on_a_line_that_comes_and_goes(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.accept(SOME)
+        for broker in (*run.cluster.brokers, *run.cluster.brokers):
+            with run.cluster.network.cut(to=broker.host, answers_of=broker.host):
+                run.go_on(0.7)
+            run.go_on(0.3)
+        for broker in run.cluster.brokers:
+            run.accept(SOME // 4, by=broker)
+        run.finish()
