@@ -139,12 +139,10 @@ class Watch:
 
 
 def _each_once(watched: dict[str, _Watched], sights: dict[str, Sight]) -> Iterable[Sight]:
-    """Yield the sights without those of a broker that is seen under another address too."""
-    ids = {watched[address].broker_id for address, sight in sights.items() if sight.overview is not None}
+    """Return the sights, of a broker that has several addresses only one: the first that tells something."""
+    chosen: dict[str, Sight] = {}
     for address, sight in sights.items():
-        broker_id = watched[address].broker_id
-        if broker_id not in ids:
-            yield sight
-        elif sight.overview is not None:
-            ids.discard(broker_id)
-            yield sight
+        broker = watched[address].broker_id or address
+        if broker not in chosen or (chosen[broker].overview is None and sight.overview is not None):
+            chosen[broker] = sight
+    return chosen.values()
