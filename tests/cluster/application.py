@@ -81,10 +81,14 @@ AUDITOR: Final = Temper(hold=0.02)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. brokers: HOST:PORT of each, for the auditors. timeout: of producers, in seconds."""
+    """What to run.
+
+    brokers: HOST:PORT of each, for the auditors. there: those that run at the start. timeout: of producers, in seconds.
+    """
 
     registry: str
     brokers: list[str]
+    there: list[str]
     folder: str
     timeout: float
     ack_deadline: float
@@ -185,7 +189,7 @@ class Application:
         )
         async with client:
             with trio.fail_after(ENTER_SECONDS_MAX):
-                await _until(lambda: set(client.statistics().connected) >= set(self._plan.brokers))
+                await _until(lambda: set(client.statistics().connected) >= set(self._plan.there))
             noted = [[one.topic, int(one.kind), one.pattern, one.persistent] for one in bindings]
             self._note(Bound(time.monotonic(), group, noted, True))
             task_status.started()

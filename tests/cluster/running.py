@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,16 +58,18 @@ class Run:
         self.cluster = cluster
         self._folder = folder
         brokers = [broker.address for broker in cluster.brokers]
+        there = [broker.address for broker in cluster.brokers if broker.is_running]
         seed = SystemRandom().randrange(1 << 32)
         print(f"seed {seed}")  # noqa: T201 pytest shows it when the test fails
-        self._plan = Plan(cluster.registry, brokers, str(folder), timeout, ACK_DEADLINE, seed)
+        self._plan = Plan(cluster.registry, brokers, there, str(folder), timeout, ACK_DEADLINE, seed)
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = 0
 
     # --- the programs --------------------------------------------------------------------------
     def __enter__(self) -> Self:
         for broker in self.cluster.brokers:
-            self._note(broker, BrokerStarted(time.monotonic(), broker.id))
+            if broker.is_running:
+                self._note(broker, BrokerStarted(time.monotonic(), broker.id))
         self.cluster.network.inside(self._launch)
         try:
             self._wait_answer("the groups are bound at every broker")
@@ -132,6 +135,16 @@ class Run:
             if self._process.stdin is not None:
                 self._process.stdin.close()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the programs stand still, their connections open, until the block ends."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def log(self) -> str:
         """Return the end of what the programs logged."""
         return (self._folder / "log").read_text(errors="replace")[-20_000:]
@@ -155,7 +168,7 @@ class Run:
         self._note(broker, BrokerStopped(time.monotonic(), began, how))
 
     def start(self, broker: ClusterBroker) -> None:
-        """Start a broker again."""
+        """Start a broker, for the first time or again."""
         broker.start()
         self._note(broker, BrokerStarted(time.monotonic(), broker.id))
 
@@ -225,6 +238,7 @@ def running(
     folder: Path,
     *,
     brokers: int = 3,
+    later: int = 0,
     ensemble: bool = False,
     timeout: float = SEND_TIMEOUT,
     package: Path | None = None,
@@ -232,7 +246,7 @@ def running(
     """Start a cluster and the programs on it. package: where the brokers' kiteq is, if it is a changed one."""
     environment = ENVIRONMENT | ({} if package is None else {"PYTHONPATH": str(package)})
     with (
-        Cluster(folder, brokers=brokers, ensemble=ensemble, environment=environment) as cluster,
+        Cluster(folder, brokers=brokers, later=later, ensemble=ensemble, environment=environment) as cluster,
         Run(cluster, folder, timeout) as run,
     ):
         yield run

@@ -72,3 +72,12 @@ def test_brokers_restarted_one_after_the_other_cost_no_program_an_error(tmp_path
             run.accept(SOME // 4, by=broker)
         run.cluster.wait_registered()
         assert run.finish() == []
+
+
+def test_a_broker_that_joins_knows_the_groups_and_is_used_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, later=1) as run:
+        *_, third = run.cluster.brokers
+        run.accept(SOME)
+        run.start(third)
+        run.accept(SOME // 4, by=third)  # the judgement sees to it that its first receipt counts all groups
+        assert run.finish() == []

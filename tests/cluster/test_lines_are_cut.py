@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ SOME = 200
 HURRIED = (("kiteq/limits.py", "HEARTBEAT_SECONDS", "0.5"), ("kiteq/limits.py", "IDLE_SECONDS_MAX", "2.0"))
 """A silent line is noticed by both sides well within a cut."""
 CUT_SECONDS = 2 * SEND_TIMEOUT
+STILL_SECONDS = 3.0
+"""Longer than the brokers wait for a sign of life."""
 CUTS = [CUT_SECONDS, *(pytest.param(long, marks=pytest.mark.long) for long in (120, 600))]
 
 
@@ -32,10 +35,20 @@ def test_nothing_is_lost_when_a_broker_cannot_be_reached(tmp_path: Path, directi
         run.finish()
 
 
+def test_programs_that_stood_still_until_they_were_given_up_go_on(tmp_path: Path) -> None:
+    with running(tmp_path, package=hurried_copy(tmp_path, HURRIED)) as run:
+        run.accept(SOME)
+        with run.paused():
+            time.sleep(STILL_SECONDS)
+        for broker in run.cluster.brokers:
+            run.accept(SOME // 4, by=broker)
+        run.finish()
+
+
 def test_nothing_is_lost_on_a_line_that_comes_and_goes(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.accept(SOME)
-        for broker in (*run.cluster.brokers, *run.cluster.brokers):
+        for broker in run.cluster.brokers:
             with run.cluster.network.cut(to=broker.host, answers_of=broker.host):
                 run.go_on(0.7)
             run.go_on(0.3)

@@ -88,17 +88,24 @@ class ClusterBroker(BrokerProcess):
 class Cluster:
     """`brokers` brokers, and one ZooKeeper node, or three that elect a leader.
 
-    folder: for the brokers. environment: of the brokers.
+    folder: for the brokers. environment: of the brokers. later: how many of them the test starts itself.
     """
 
     def __init__(
-        self, folder: Path, *, brokers: int = 3, ensemble: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        brokers: int = 3,
+        later: int = 0,
+        ensemble: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.network = Network()
         self.zookeeper: ZooKeeperProcess | Ensemble = Ensemble() if ensemble else ZooKeeperProcess()
         for node in self.nodes:
             node.host = EVERY_ADDRESS
         self.brokers: list[ClusterBroker] = []
+        self._later = later
         ports = [node.port for node in self.nodes]
         for number in range(1, brokers + 1):
             own = folder / f"broker-{number}"
@@ -127,11 +134,10 @@ class Cluster:
         """Return the node that leads, waiting until there is one."""
         return self.network.inside(self.ensemble.leader)
 
-    def start_brokers(self, brokers: Iterable[ClusterBroker] | None = None) -> None:
-        """Start brokers, all unless some are named, and return when they greet clients."""
-        chosen = self.brokers if brokers is None else list(brokers)
-        with ThreadPoolExecutor(len(chosen)) as threads:
-            for started in [threads.submit(broker.start) for broker in chosen]:
+    def start_brokers(self, brokers: Sequence[ClusterBroker]) -> None:
+        """Start brokers at the same time, and return when they greet clients."""
+        with ThreadPoolExecutor(len(brokers)) as threads:
+            for started in [threads.submit(broker.start) for broker in brokers]:
                 started.result()
 
     @contextmanager
@@ -179,7 +185,7 @@ class Cluster:
             for broker in self.brokers:
                 stack.callback(broker.close)
             self.start_zookeeper()
-            self.start_brokers()
+            self.start_brokers(self.brokers[: len(self.brokers) - self._later])
             self._lifetime = stack.pop_all()
         return self
 
