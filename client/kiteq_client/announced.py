@@ -103,8 +103,6 @@ class Announced:
                         changed()
             except CredentialsRefused as error:
                 self._directory = None
-                if self.refusal is None:
-                    logger.warning("the registry %s refuses this client: %s", self._url, error)
                 self.refusal = AuthenticationError("authentication_failed", str(error))
                 changed()
             await anyio.sleep(REFUSED_SECONDS)

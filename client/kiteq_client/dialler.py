@@ -106,6 +106,7 @@ class Dialler:
         failures = 0
         while self.is_wanted:
             began = anyio.current_time()
+            self.again = Signal()  # what was said before this attempt is what it is made for
             try:
                 await self._connect_and_carry()
             # First, because NotConnected is an OSError too.

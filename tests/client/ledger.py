@@ -26,6 +26,8 @@ from kiteq.remoting.packets import (
     Receipts,
     Refusal,
     Settled,
+    Subscribe,
+    Subscribed,
 )
 from kiteq_client import Client, Transaction
 from tests.client.peer import Connection
@@ -154,6 +156,8 @@ class Ledger:
             return Prepared(packet.request, self.handles[key], [])
         if isinstance(packet, Decide):
             return self._decide(packet)
+        if isinstance(packet, Subscribe):
+            return Subscribed(packet.request)
         return None
 
     def _prepare(self, packet: Prepare) -> Packet:

@@ -28,7 +28,7 @@ def bodies(ledger: Ledger) -> list[bytes]:
 async def serve_draining(connection: Connection, kind: type[Publish | Prepare | Enlist]) -> None:
     """Refuse one packet as a broker does that shuts down, and say goodbye."""
     packet = await connection.expect(kind)
-    await connection.send(Refusal(packet.request, "draining", "shutting down", temporary=True))  # type: ignore[attr-defined]
+    await connection.send(Refusal(packet.request, "draining", "shutting down", temporary=True))
     await connection.send(Goodbye(0, "shutting down"))
     with anyio.fail_after(4):
         while not isinstance(await connection.receive(), Goodbye):
