@@ -43,6 +43,8 @@ def main() -> None:
 
 
 class _Worker:
+    """A broker and its end of the channel."""
+
     def __init__(self, number: int, end: socket.socket) -> None:
         self._number = number
         self._channel = Channel(end)
@@ -105,10 +107,10 @@ class _Worker:
     async def _listen(self, nursery: trio.Nursery) -> None:
         while (message := await self._channel.receive()) is not None:
             match message:
-                case ("settings", number, fields):
+                case ("settings", fields):
                     self._given = Settings(**fields)
                     logs.configure(self._given.log_level, self._given.log_format)
-                    _log_with(number)
+                    _log_with(self._number)
                     self._settings.set()
                 case ("neighbours", addresses):
                     self._neighbours = addresses

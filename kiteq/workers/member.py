@@ -63,7 +63,7 @@ class Member:
             )
             theirs.close()
             channel = Channel(ours, lambda: self._changes(nodes))
-            channel.post("settings", self.number, asdict(self.settings))
+            channel.post("settings", asdict(self.settings))
             self.process, self.channel, self.failure = process, channel, None
             try:
                 yield process

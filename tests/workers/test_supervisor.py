@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import trio
 
 from kiteq.config import Settings
 from kiteq.remoting import packets
+from kiteq.workers import supervisor as supervisor_module
 from kiteq.workers.supervisor import Supervisor, WorkerFailed
 from tests.workers.parts import PATIENCE_SECONDS, connect, free_ports
 
@@ -78,3 +81,32 @@ async def test_a_set_that_is_drained_before_it_serves_just_ends() -> None:
             await trio.testing.wait_all_tasks_blocked()
             supervisor.drain()
     assert [one.address for one in supervisor.members] == [None, None]
+
+
+async def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "DRAIN_MARGIN_SECONDS", 1.0)
+    settings = Settings(bind="127.0.0.1:0", workers=2, db="memory://", drain_timeout=0.0)
+    async with supervised(settings) as supervisor:
+        process = supervisor.members[1].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+    assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_process_that_cannot_be_made_ends_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with (
+        trio.fail_after(PATIENCE_SECONDS),
+        pytest.raises(WorkerFailed, match=r"worker \d cannot be started: ") as caught,
+    ):
+        await Supervisor(Settings(bind="127.0.0.1:0", workers=2, db="memory://")).run()
+    assert caught.value.status == 1
+
+
+async def test_modules_of_the_current_folder_stay_out_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "structlog.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    async with supervised(Settings(bind="127.0.0.1:0", workers=2, db="memory://")):
+        pass
