@@ -56,9 +56,9 @@ class Program:
 class Stage:
     """A folder, a broker that checks soon, and the programs that were started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, broker: BrokerProcess | None = None) -> None:
         self.folder = folder
-        self.broker = BrokerProcess(folder, environment=QUICK_CHECKS)
+        self.broker = broker or BrokerProcess(folder, environment=QUICK_CHECKS)
         self._started: list[Program] = []
 
     @property
