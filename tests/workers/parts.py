@@ -88,7 +88,7 @@ class WorkerSet(BrokerProcess):
         process = self.worker(number)
         assert process is not None, self.log()
         process.kill()
-        until(lambda: not psutil.pid_exists(process.pid) or process.status() == "zombie", "the end of a worker")
+        until(lambda: all_gone([process.pid]), "the end of a worker")
 
     def wait_back(self, number: int) -> None:
         """Wait until a worker greets clients."""

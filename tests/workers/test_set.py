@@ -80,9 +80,9 @@ async def test_the_set_introduces_itself_once_and_its_http_ports_count_up(tmp_pa
 
 
 async def test_bound_to_every_address_clients_are_told_the_ports(tmp_path: Path) -> None:
-    workers = WorkerSet(tmp_path, 2, "--bind", "0.0.0.0:0", "--insecure")
-    workers.port = free_ports(2)
-    workers._arguments = (*workers._arguments[:-3], "--bind", f"0.0.0.0:{workers.port}", "--insecure")
+    port = free_ports(2)
+    workers = WorkerSet(tmp_path, 2, "--bind", f"0.0.0.0:{port}", "--insecure")
+    workers.port = port
     async with running(workers):
         client = await connect(workers.address, "told")
         assert (await client.wait(packets.Brokers)).addresses == [f":{workers.port}", f":{workers.port + 1}"]
