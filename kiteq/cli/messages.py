@@ -103,8 +103,8 @@ def _told_plainly(broker: str) -> Iterator[None]:
         alone = sole(error)
         if not isinstance(alone, NotConnected):
             raise
-        if is_registry(broker):
-            raise alone from error  # it says what is missing: the registry, or somebody who serves the topic
+        if is_registry(broker):  # the client says what is missing: the registry, or somebody who serves the topic
+            raise NotConnected(re.sub(r"\[Errno -?\d+\] ", "", str(alone))) from error
         # The innermost reason comes last; an error number says nothing to a person.
         reason = re.sub(r"^\[errno -?\d+\] ", "", str(alone).rpartition(": ")[2].lower())
         raise NotConnected(f"no broker answers at {broker}: {reason}; is one running there?") from error

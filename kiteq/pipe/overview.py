@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -16,7 +15,7 @@ from kiteq.store.tables import SEQUENCE_KEY
 
 if TYPE_CHECKING:
     from kiteq.pipe.core import Core
-    from kiteq.store.state import Subscription, TopicLog
+    from kiteq.store.state import TopicLog
     from kiteq.store.store import Store
 
 __all__ = ["Overview", "identity"]
@@ -25,6 +24,8 @@ ROWS_MAX: Final = 1_000
 """Topics, and groups, of one answer: with the longest names they fit a frame of the smallest size."""
 OLDEST_BYTES_MAX: Final = 16 << 20
 """Read for one answer to find how old the oldest messages are; what was found is remembered."""
+
+SUMS: Final = ("pending", "pending_bytes", "retrying", "dead")
 
 Row = dict[str, Any]
 
@@ -93,7 +94,7 @@ class Overview:
         """Return a row for each topic and each group that is bound; others have their turn between."""
         core = self._core
         topics: dict[str, Row] = {
-            name: {"topic": name, "in": topic.next_sequence, "out": 0, "groups": 0} | _tally(())
+            name: {"topic": name, "in": topic.next_sequence, "out": 0, "groups": 0} | dict.fromkeys(SUMS, 0)
             for name, topic in core.store.topics.items()
         }
         groups: list[Row] = []
@@ -102,16 +103,21 @@ class Overview:
             outlets = list(group.outlets.values())
             if not outlets:
                 continue
-            row = {"group": group.name, "connections": len(group.members), "topics": len(outlets)}
-            row |= {"in_flight": sum(one.leased for one in outlets), "out": sum(one.acked for one in outlets)}
-            groups.append(row | _tally(one.subscription for one in outlets))
+            row: Row = {"group": group.name, "connections": len(group.members), "topics": len(outlets)}
+            row |= {"in_flight": 0, "out": 0} | dict.fromkeys(SUMS, 0)
+            groups.append(row)
             for outlet in outlets:
-                topic = topics.get(outlet.subscription.topic.name)
-                if topic is not None:
+                subscription = outlet.subscription
+                row["in_flight"] += outlet.leased
+                topic = topics.get(subscription.topic.name)
+                if topic is not None:  # else it is new at this moment
                     topic["groups"] += 1
-                    topic["out"] += outlet.acked
-                    for name, value in _tally((outlet.subscription,)).items():
-                        topic[name] += value
+                for one in (row,) if topic is None else (row, topic):
+                    one["out"] += outlet.acked
+                    one["pending"] += subscription.pending
+                    one["pending_bytes"] += subscription.pending_bytes
+                    one["retrying"] += subscription.retrying
+                    one["dead"] += subscription.dead
             seen += len(outlets)
             if seen >= ROWS_PER_SLICE:
                 seen = 0
@@ -140,16 +146,6 @@ class Overview:
     def _known(self, topic: TopicLog, first: int) -> int | None:
         found = self._oldest.get(topic.number)
         return found[1] if found is not None and found[0] == first else None
-
-
-def _tally(subscriptions: Iterable[Subscription]) -> Row:
-    owned = list(subscriptions)
-    return {
-        "pending": sum(one.pending for one in owned),
-        "pending_bytes": sum(one.pending_bytes for one in owned),
-        "retrying": sum(one.retrying for one in owned),
-        "dead": sum(one.dead for one in owned),
-    }
 
 
 def _most(rows: list[Row], activity: str) -> list[Row]:

@@ -52,7 +52,7 @@ def test_brokers_are_found_as_they_come_die_and_leave(tmp_path: Path, url: str) 
         with listening(one, "trade", "pay", "--group", "members"):
             pass
         assert "BROKER" not in found(tmp_path, url, "group", "list")
-        with watching(url) as samples, BrokerProcess(folders[1], *there, database="memory://") as other:
+        with watching(url) as samples, BrokerProcess(folders[1], *there) as other:
             samples.until_states("ok", "ok")
             for broker in (one, other):
                 run(broker, "send", "trade", "pay")
@@ -67,6 +67,15 @@ def test_brokers_are_found_as_they_come_die_and_leave(tmp_path: Path, url: str) 
             done = kiteq(tmp_path, "broker", "list", "--json", "--broker", url)
             assert done.returncode == 1
             lost = {row["address"]: row for row in json.loads(done.stdout)}[other.address]
+            other.start()
+            samples.until_states("ok", "ok")
+            with listening(one, "trade", "--count", "2", "--broker", url) as listener:
+                for named in (url, other.address):
+                    found(tmp_path, named, "send", "trade", "pay", "hello")
+                printed, _ = listener.communicate(timeout=20)
+                assert (printed.count(": hello\n"), listener.returncode) == (2, 0)
+            assert found(tmp_path, url, "group", "list") == "no group is bound\n"
+            other.kill()
             assert (lost["state"], lost["epoch"], lost["topics"], lost["pid"]) == ("not reached", 1, ["*"], None)
         assert one.stop() == 0
     rows = json.loads(kiteq(tmp_path, "broker", "list", "--json", "--broker", url).stdout)
