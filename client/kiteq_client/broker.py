@@ -59,6 +59,11 @@ class Broker:
         return self.session is not None and self.session.is_writing
 
     @property
+    def is_woken(self) -> bool:
+        """Whether its connection is about to ask for messages."""
+        return self.takes_messages and self.session is not None and self.session.is_woken
+
+    @property
     def is_open(self) -> bool:
         """Whether something of ours is to be done with this broker and no other."""
         return (

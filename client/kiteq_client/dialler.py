@@ -52,6 +52,9 @@ class _Owner(Protocol):
     def failed(self) -> None:
         """Note that an attempt has ended without a connection."""
 
+    def wake_writers(self) -> None:
+        """Let another connection take what waits."""
+
     def told(self, dialler: Dialler, addresses: list[str]) -> None:
         """Learn the addresses of the set that a broker belongs to."""
 
@@ -207,6 +210,7 @@ class Dialler:
     async def _end_after_goodbye(self, session: Session) -> None:
         """Once the broker said goodbye: finish what is open there, then leave."""
         await session.goodbye.wait()
+        self._owner.wake_writers()
         await session.wait_quiet()
         await session.leave()
 

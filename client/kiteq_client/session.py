@@ -280,6 +280,11 @@ class Session:
         """Whether new messages may be sent here."""
         return self.alive and not self.leaving
 
+    @property
+    def is_woken(self) -> bool:
+        """Whether it is about to look for something to send."""
+        return self._wake.is_set and not self.is_writing
+
     def wake(self) -> None:
         """There may be something to send."""
         self._wake.set()

@@ -52,6 +52,7 @@ class Transactions:
     """Brings messages and decisions to the brokers, and answers what these ask.
 
     brokers: of the client. topics: that it named. check: raises when the client cannot be used.
+    `unplaced` half messages wait for a broker that takes them.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Transactions:
         self._watched = watched
         self._halves: dict[bytes, Half] = {}
         self._abandoned: dict[bytes, Half] = {}
-        self._unplaced: deque[Preparation] = deque()
+        self.unplaced: deque[Preparation] = deque()
         self._preparing: dict[Preparation, None] = {}
         self._deciding: dict[Verdict, None] = {}
         self._asking: dict[anyio.Event, float] = {}
@@ -182,7 +183,7 @@ class Transactions:
         elif (refused := self.brokers.refuse_together(preparation.topics)) is not None:
             preparation.give_up(refused)
         else:
-            self._unplaced.append(preparation)
+            self.unplaced.append(preparation)
 
     def _give(self, preparation: Preparation, broker: Broker) -> None:
         preparation.broker = broker
@@ -237,11 +238,6 @@ class Transactions:
         finally:
             verdict.finish = None
             del self._deciding[verdict]
-
-    @property
-    def has_unplaced(self) -> bool:
-        """Whether half messages wait for a broker that takes them."""
-        return bool(self._unplaced)
 
     def has_at(self, broker: Broker) -> bool:
         """Whether a block is open whose transaction is at this broker."""
@@ -340,7 +336,7 @@ class Transactions:
     # --- the lifetime --------------------------------------------------------------------------
     def connected(self) -> None:
         """Place what waited for a broker."""
-        unplaced, self._unplaced = self._unplaced, deque()
+        unplaced, self.unplaced = self.unplaced, deque()
         for preparation in unplaced:
             if not preparation.ended:
                 self.place(preparation)
@@ -366,7 +362,7 @@ class Transactions:
                 broker.preparing.forget_given_up()
             if broker.preparing.waiting and not broker.takes_messages:
                 self._move_from(broker)
-        if self._unplaced:
+        if self.unplaced:
             self.connected()
 
     def _move_from(self, broker: Broker) -> None:

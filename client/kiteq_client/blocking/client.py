@@ -46,7 +46,7 @@ class Client:
     It may be built when a module is imported. It connects at the first call, or when entered with `with`;
     a forked process connects anew at its first call, as another client instance.
 
-    registry: "kiteq://host:port", more brokers after commas.
+    registry: "kiteq://host:port", more brokers after commas; or "zk://host:port/path" to find them in ZooKeeper.
     group: connections of one group act as one consumer, and as one producer.
     topics: what it will publish; a broker that does not serve one of them refuses at once.
     bindings: made durable when the client connects; see `direct`, `regex`, `fanout`.
