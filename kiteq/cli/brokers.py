@@ -33,6 +33,7 @@ def broker_list(*, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> No
     with Cluster(broker, needs_one=False) as brokers:
         sessions = brokers.sessions
         shown = dict(zip((one.address for one in sessions), together(_show, sessions), strict=True))
+        greeted = {one.address: one.broker_id for one in sessions}
         rows: list[dict[str, Any]] = []
         for address, outcome in (shown | brokers.failures).items():
             announced = brokers.announced.get(address)
@@ -40,6 +41,8 @@ def broker_list(*, broker: Broker = DEFAULT_BROKER, as_json: Json = False) -> No
                 if address in shown:
                     brokers.tell(address, outcome)
                 rows.append(_row_of_lost(address, announced, outcome))
+                if address in greeted:
+                    rows[-1]["broker_id"] = greeted[address]
             else:
                 rows.append(_row(address, announced, outcome))
         rows.sort(key=lambda row: str(row["address"]))
