@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from kiteq.cli.version import version_text
 from kiteq.config import Settings
 from kiteq.pipe.pipeline import HANDLERS
 
@@ -62,6 +63,10 @@ def test_every_source_file_that_a_page_names_exists() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 def test_every_setting_is_described(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "doc" / "operating.md").read_text()
+
+
+def test_the_versions_are_those_that_are_printed() -> None:
+    assert f"```\n{version_text()}\n```" in (ROOT / "doc" / "operating.md").read_text()
 
 
 def test_the_handlers_are_described_in_order() -> None:
