@@ -23,7 +23,7 @@ from benchmark.harness.process import ROOT, in_memory, machine  # noqa: E402
 from benchmark.harness.results import Results, Run  # noqa: E402
 from benchmark.harness.servers import BenchmarkError  # noqa: E402
 from benchmark.load.channel import NUMBER  # noqa: E402
-from benchmark.scenarios import endurance, latency, throughput, transactions  # noqa: E402
+from benchmark.scenarios import cluster, endurance, failover, latency, throughput, transactions  # noqa: E402
 from benchmark.scenarios.setting import Setting  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmark" / "results"
@@ -64,10 +64,13 @@ SCENARIOS: Final[dict[str, tuple[Scenario, bool]]] = {
     "tx-tasks": (transactions.cost_tasks, False),
     "tx-steady": (lambda setting, system: [transactions.steady(setting, system)], False),
     "tx-open": (lambda setting, system: [transactions.open_halves(setting, system)], False),
+    "cluster": (cluster.throughput, False),
+    "discovery": (cluster.discovery, False),
+    "failover": (failover.failover, False),
 }
 """Each scenario by name, and whether Redis does the same work too."""
-ONCE: Final = {"backlog", "restart", "crash", "idle", "tx-open"}
-"""Scenarios that repeat the same thing millions of times within one run."""
+ONCE: Final = {"backlog", "restart", "crash", "idle", "tx-open", "discovery", "failover"}
+"""Scenarios that repeat the same thing many times within one run."""
 
 
 def _options() -> argparse.Namespace:
@@ -86,7 +89,7 @@ def _options() -> argparse.Namespace:
     add("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where the temporary folders are made")
     add("--against", choices=["redis"], help="the same work through Redis Streams, in alternating runs")
     add("--redis-overlap", action="store_true", help="Redis: two half windows under way instead of one whole")
-    add("--runs", type=int, help="runs of each (default 3; backlog, restart, crash and idle: 1)")
+    add("--runs", type=int, help="runs of each (default 3; scenarios that repeat within a run: 1)")
     add("--loop", choices=["trio", "asyncio"], default="trio", help="event loop of the clients")
     add("--quick", action="store_true", help="small counts and one run: does it work at all?")
     add("--json", type=Path, help="where to write the JSON (default benchmark/results/<time>.json)")

@@ -35,7 +35,28 @@ _DETAILS = {
     "bytes_each": "RssAnon of each open transaction, bytes",
     "restarted_bytes_each": "after the restart",
     "retries": "retries of the producers",
+    "times_one_broker": "rate over that of one broker",
+    "share_least": "least share of a broker",
+    "share_most": "largest",
+    "first_ack_p50_s": "serving to its first ack, p50 s",
+    "first_ack_max_s": "worst",
+    "first_delivery_p50_s": "to its first delivery, p50 s",
+    "first_delivery_max_s": "worst",
+    "confirmed_p50_ms": "asked to confirmed, p50 ms",
+    "confirmed_max_ms": "worst",
+    "in_force_p50_ms": "asked to in force at the other broker, p50 ms",
+    "in_force_max_ms": "worst",
+    "rate_after_per_s": "answers in the second after",
+    "share_before": "its share before",
+    "gap_s": "longest gap between two receipts, s",
+    "slowest_s": "slowest answered call, s",
+    "under_way": "calls under way there",
+    "under_way_answered": "of these answered",
+    "timed_out": "calls ended by SendTimeout",
+    "errors": "by any error",
+    "rounds": "rounds",
 }
+_COUNTS = {"retries", "under_way", "under_way_answered", "timed_out", "errors", "rounds", "rate_after_per_s"}
 
 
 def _checked(row: Row) -> str:
@@ -72,7 +93,11 @@ def _value(row: Row, name: str, form: str) -> str:
 def _detail_lines(results: Results) -> list[str]:
     lines = []
     for row in results.rows():
-        known = [f"{text} {row.figures[name]:,.3f}" for name, text in _DETAILS.items() if name in row.figures]
+        known = [
+            f"{text} {row.figures[name]:,.{0 if name in _COUNTS else 3}f}"
+            for name, text in _DETAILS.items()
+            if name in row.figures
+        ]
         notes = [row.note] if row.note else []
         if row.high.get("other_core_percent", 0.0) > DISTURBED_PERCENT:
             notes.append(f"DISTURBED: other work took up to {row.high['other_core_percent']:.0f} % of a core")

@@ -81,6 +81,14 @@ MARKS: Final = (
     Mark("tx steady", "p99_ms", most=15.0),
     Mark("tx open", "serving_s", most=5.0),
     Mark("tx open", "bytes_each", most=400),
+    Mark("64 tasks, kill -9", "gap_s", most=3.0),
+    Mark("64 tasks, kill -9 and restart", "gap_s", most=3.0),
+    Mark("64 tasks, drain", "gap_s", most=3.0),
+    Mark("64 tasks, drain", "errors", most=0),
+    Mark("1,000/s, kill -9", "gap_s", most=3.0),
+    Mark("1,000/s, kill -9 and restart", "gap_s", most=3.0),
+    Mark("1,000/s, drain", "gap_s", most=3.0),
+    Mark("1,000/s, drain", "errors", most=0),
 )
 
 

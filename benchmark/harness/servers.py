@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Self
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 from benchmark.harness.process import ROOT, cpu_seconds, free_port, rss_anon_mib
 from kiteq.errors import KiteQError
@@ -28,8 +30,44 @@ class BenchmarkError(Exception):
     """The benchmark cannot go on; the text says why."""
 
 
+class Target(Protocol):
+    """What load is put on: one broker, or several; entering starts it, leaving ends it."""
+
+    system: str
+    port: int
+    restarts: int
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+
+    def alive(self) -> bool:
+        """Whether nothing of it has died."""
+
+    def restart(self) -> float:
+        """Start again what has died; return the seconds until it served."""
+
+    def cpu_seconds(self) -> float:
+        """User + system time of its brokers so far."""
+
+    def rss_anon_mib(self) -> float:
+        """Memory of its brokers."""
+
+    def own_figures(self) -> dict[str, float]:
+        """What it alone can tell after the timed section."""
+
+    def tail(self) -> str:
+        """The end of its log."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class Server(ABC):
-    """A broker process; entering starts it and returns when it serves, leaving ends it."""
+    """A process; entering starts it and returns when it serves, leaving ends it."""
 
     system: str
 
@@ -38,6 +76,7 @@ class Server(ABC):
         self.port = free_port()
         self.restarts = 0
         self.start_seconds = 0.0
+        self.serving_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -63,6 +102,7 @@ class Server(ABC):
     def start(self) -> float:
         """Start it; return the seconds until it served."""
         began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         while not self.serves():
@@ -71,7 +111,8 @@ class Server(ABC):
             if time.monotonic() - began > START_SECONDS_MAX:
                 raise BenchmarkError(f"{self.system} does not serve after {START_SECONDS_MAX:.0f} s:\n{self.tail()}")
             time.sleep(POLL_SECONDS)
-        self.start_seconds = time.monotonic() - began
+        self.serving_at = time.monotonic()
+        self.start_seconds = self.serving_at - began
         return self.start_seconds
 
     def alive(self) -> bool:
@@ -101,16 +142,20 @@ class Server(ABC):
     def rss_anon_mib(self) -> float:
         return rss_anon_mib(self.pid)
 
+    def own_figures(self) -> dict[str, float]:
+        return {}
+
     def tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-20:])
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.stop()
         finally:
@@ -118,18 +163,25 @@ class Server(ABC):
 
 
 class KiteqServer(Server):
-    """`python -m kiteq` of this very environment."""
+    """`python -m kiteq` of this very environment.
+
+    arguments: more words of its command line. broker_id: as it calls itself, once it serves.
+    """
 
     system = "kiteq"
 
-    def __init__(self, folder: Path, *, database: str | None = None, flush: str = "sync") -> None:
+    def __init__(
+        self, folder: Path, *, database: str | None = None, flush: str = "sync", arguments: Sequence[str] = ()
+    ) -> None:
         super().__init__(folder)
         self.database = database or f"lmdb://{folder / 'data'}"
         self.flush = flush
+        self.broker_id = ""
+        self._arguments = arguments
 
     def command(self) -> list[str]:
-        bind = f"127.0.0.1:{self.port}"
-        return [sys.executable, "-m", "kiteq", "--bind", bind, "--db", self.database, "--flush", self.flush]
+        words = ["--bind", f"127.0.0.1:{self.port}", "--db", self.database, "--flush", self.flush]
+        return [sys.executable, "-m", "kiteq", *words, *self._arguments]
 
     def serves(self) -> bool:
         hello = Hello(1, PROTOCOL, [WIRE_VERSION], os.urandom(16), "benchmark-probe", [], [], 0, 1)
@@ -140,6 +192,7 @@ class KiteqServer(Server):
                 while chunk := connection.recv(4096):
                     if packets := decoder.feed(chunk):
                         if isinstance(packets[0], Welcome):
+                            self.broker_id = packets[0].broker
                             return True
                         raise BenchmarkError(f"the broker refused the probe: {packets[0]}")
         except (OSError, KiteQError):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from benchmark.harness.process import ROOT
-from benchmark.harness.servers import BenchmarkError, Server
+from benchmark.harness.servers import BenchmarkError, Target
 from benchmark.load.channel import Job
 
 READY_SECONDS_MAX: Final = 30.0
@@ -35,6 +36,7 @@ class Worker:
         self.ready = False
         self.progress = 0
         self.result: dict[str, Any] | None = None
+        self.events: list[dict[str, Any]] = []
         self._inbox = inbox
         command = [sys.executable, "-m", "benchmark.load.worker", json.dumps(dataclasses.asdict(job))]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -47,6 +49,8 @@ class Worker:
             fields = json.loads(line)
             if fields.get("done"):
                 self.result = fields
+            if "event" in fields:
+                self.events.append(fields)
             self.progress = fields.get("progress", self.progress)
             self.ready = self.ready or fields.get("ready", False)
             self._inbox.put(None)
@@ -83,7 +87,7 @@ class Crew:
     the workers reconnect, and the count at the end tells whether anything acked is missing.
     """
 
-    def __init__(self, server: Server | None, folder: Path, loop: str = "trio") -> None:
+    def __init__(self, server: Target | None, folder: Path, loop: str = "trio") -> None:
         self.server = server
         self.folder = folder
         self._loop = loop
@@ -102,6 +106,7 @@ class Crew:
         """Start one worker and return when it is connected and waits to go."""
         if self.server is not None:
             system, port = system or self.server.system, port or self.server.port
+            fields.setdefault("registry", self.server.url)
         assert system is not None
         name = f"{role}-{len(self._workers)}"
         job = Job(system, role, port or 0, folder=str(self.folder), name=name, loop=self._loop, **fields)
@@ -142,6 +147,16 @@ class Crew:
                 elif time.monotonic() - moved_at > STALL_SECONDS_MAX:
                     state = ", ".join(f"{w.job.name} {w.progress} of {w.job.count}" for w in workers if not w.done)
                     raise BenchmarkError(f"nothing moved for {STALL_SECONDS_MAX:.0f} s: {state}")
+
+    def wait_until(self, holds: Callable[[], bool], what: str, seconds: float = STALL_SECONDS_MAX) -> None:
+        """Return when what the workers said makes `holds` true; they go on."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            for worker in self._workers:
+                self._check(worker)
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"after {seconds:.0f} s {what} is still not so")
+            self._listen()
 
     def _stop_shared_groups(self, workers: list[Worker]) -> None:
         """A member of a group with several connections cannot know that the others have the rest."""

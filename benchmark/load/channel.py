@@ -18,11 +18,16 @@ SEEN_MAX: Final = 255
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does; travels to it as JSON."""
+    """What one worker does; travels to it as JSON.
+
+    registry: where a client finds its brokers. other: a second such place, for a second client.
+    """
 
     system: str
     role: str
     port: int
+    registry: str = ""
+    other: str = ""
     topic: str = "benchmark"
     message_type: str = "sample"
     group: str = "producers"

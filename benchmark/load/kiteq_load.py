@@ -41,7 +41,7 @@ class Tally:
 
 
 def _client(job: Job, **options: Any) -> Client:
-    return Client(f"kiteq://127.0.0.1:{job.port}", group=job.group, timeout=30, **options)
+    return Client(job.registry, group=job.group, timeout=30, **options)
 
 
 def _messages(job: Job, numbers: range) -> list[Message]:

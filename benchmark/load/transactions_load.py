@@ -18,7 +18,7 @@ async def many_tasks(job: Job) -> None:
     tally = Tally()
     padding = job.padding()
     numbers = iter(range(job.first, job.first + job.count))
-    async with Client(f"kiteq://127.0.0.1:{job.port}", group=job.group, timeout=30, topics=[job.topic]) as client:
+    async with Client(job.registry, group=job.group, timeout=30, topics=[job.topic]) as client:
         say(ready=True)
         await go()
         timer = Timer()
@@ -55,11 +55,10 @@ async def steady(job: Job) -> None:
         if len(latencies) == job.count:
             finished.set()
 
-    url = f"kiteq://127.0.0.1:{job.port}"
     bindings = [direct(job.topic, job.message_type)]
     async with (
-        Client(url, group="consumers", timeout=30, bindings=bindings, on_message=handle),
-        Client(url, group=job.group, timeout=30, topics=[job.topic]) as client,
+        Client(job.registry, group="consumers", timeout=30, bindings=bindings, on_message=handle),
+        Client(job.registry, group=job.group, timeout=30, topics=[job.topic]) as client,
         anyio.create_task_group() as outer,
     ):
 

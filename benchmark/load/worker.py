@@ -13,7 +13,7 @@ from benchmark.load.channel import Job
 
 
 def _kiteq(job: Job) -> None:
-    from benchmark.load import kiteq_load, transactions_load
+    from benchmark.load import cluster_load, kiteq_load, transactions_load
 
     roles: dict[str, Callable[[Job], Awaitable[None]]] = {
         "produce": kiteq_load.produce,
@@ -24,6 +24,9 @@ def _kiteq(job: Job) -> None:
         "consume": kiteq_load.consume,
         "transact_tasks": transactions_load.many_tasks,
         "transact_steady": transactions_load.steady,
+        "meet": cluster_load.meet,
+        "subscribe": cluster_load.subscribe,
+        "call": cluster_load.call,
     }
     anyio.run(roles[job.role], job, backend=job.loop)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmark.harness.clusters import Cluster, WorkersServer
 from benchmark.harness.process import machine_busy_seconds
 from benchmark.harness.results import Run
-from benchmark.harness.servers import KiteqServer, RedisServer, Server
+from benchmark.harness.servers import KiteqServer, RedisServer, Server, Target
 from benchmark.harness.workers import Crew, Worker, compare
 
 _numbers = itertools.count(1)
@@ -44,7 +45,15 @@ class Setting:
             return RedisServer(folder)
         return KiteqServer(folder, database=self.database, flush=self.flush)
 
-    def crew(self, server: Server | None) -> Crew:
+    def cluster(self, count: int) -> Cluster:
+        """Return that many new brokers and their ZooKeeper."""
+        return Cluster(self.folder / f"cluster-{next(_numbers)}", count, flush=self.flush)
+
+    def workers(self, count: int) -> WorkersServer:
+        """Return a new `kiteq --workers count`."""
+        return WorkersServer(self.folder / f"workers-{next(_numbers)}", count, flush=self.flush)
+
+    def crew(self, server: Target | None) -> Crew:
         return Crew(server, self.folder / f"crew-{next(_numbers)}", self.loop)
 
     def load(self, **fields: Any) -> dict[str, Any]:
@@ -66,7 +75,7 @@ class Setting:
 class Meter:
     """CPU of the broker and of everything else on the machine, over one timed section."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Target) -> None:
         self._server = server
         self._restarts = server.restarts
         self._broker = server.cpu_seconds()
@@ -97,7 +106,7 @@ def _cpu(workers: list[Worker], *, consuming: bool) -> float:
     return sum(float(result["cpu"]) for result in chosen if result is not None and "cpu" in result)
 
 
-def checked_run(scenario: str, server: Server, figures: dict[str, float], consumers: list[Worker]) -> Run:
+def checked_run(scenario: str, server: Target, figures: dict[str, float], consumers: list[Worker]) -> Run:
     """Return the run, with the numbers sent compared with the numbers received."""
     found = compare(consumers)
     notes = []

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from benchmark.harness.results import Run
-from benchmark.harness.servers import Server
+from benchmark.harness.servers import Target
 from benchmark.harness.workers import Crew, Worker
 from benchmark.scenarios.setting import Meter, Setting, checked_run
 
 
 def publish(setting: Setting, system: str) -> Run:
+    return publish_through(setting, setting.server(system))
+
+
+def publish_through(setting: Setting, target: Target, through: str = "") -> Run:
     """Pipelined durable sends. One group is bound, and absent: each message is stored and owed to it.
 
     Afterwards the group comes and takes everything, untimed, so that every number is compared.
     """
-    with setting.server(system) as server, setting.crew(server) as crew:
+    with target, setting.crew(target) as crew:
         crew.wait([crew.start("bind", **setting.load(group="group-0"))])
         producers = start_producers(setting, crew)
-        figures, _ = timed(server, crew, producers, [], f"publish, {system}")
+        figures, _ = timed(target, crew, producers, [], f"publish{through}, {target.system}")
+        figures |= target.own_figures()
         consumers = start_consumers(setting, crew, 1)
         crew.wait(consumers)
-        return checked_run(f"publish {setting.body_bytes} B", server, figures, consumers)
+        return checked_run(f"publish {setting.body_bytes} B{through}", target, figures, consumers)
 
 
 def end_to_end(setting: Setting, system: str) -> Run:
+    return end_to_end_through(setting, setting.server(system))
+
+
+def end_to_end_through(setting: Setting, target: Target, through: str = "") -> Run:
     """Producers, the broker, and the consumers of `groups` groups at the same time."""
     name = "e2e" if setting.groups == 1 else "fanout"
-    with setting.server(system) as server, setting.crew(server) as crew:
+    with target, setting.crew(target) as crew:
         consumers = start_consumers(setting, crew, setting.groups)
         producers = start_producers(setting, crew)
-        figures, _ = timed(server, crew, producers, consumers, f"{name}, {system}")
-        return checked_run(f"{name} {setting.body_bytes} B", server, figures, consumers)
+        figures, _ = timed(target, crew, producers, consumers, f"{name}{through}, {target.system}")
+        figures |= target.own_figures()
+        return checked_run(f"{name} {setting.body_bytes} B{through}", target, figures, consumers)
 
 
 def start_producers(setting: Setting, crew: Crew, first: int = 0, count: int | None = None) -> list[Worker]:
@@ -54,7 +64,7 @@ def start_consumers(setting: Setting, crew: Crew, groups: int, count: int | None
 
 
 def timed(
-    server: Server, crew: Crew, producers: list[Worker], consumers: list[Worker], label: str
+    server: Target, crew: Crew, producers: list[Worker], consumers: list[Worker], label: str
 ) -> tuple[dict[str, float], float]:
     """Let all go; return the figures and the seconds from the first send to the last answer or settled ack."""
     workers = producers + consumers
