@@ -1,6 +1,6 @@
 """Stores of other releases: an earlier one is upgraded in place and loses nothing, a later one is refused untouched.
 
-`stores/formatN.json` has the rows that a broker of format N left behind when it was drained.
+`stores/formatN.json` has the rows that a broker of format N left behind when it was drained; `sample.py` writes them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from kiteq.store.recovery import FORMAT_VERSION, FORMATS_READ
 from kiteq.store.tables import Table
 from tests.cli.running import refused
 from tests.e2e.wire import JumpingClock, Refused, connect, running
+from tests.versions.sample import BYTES_MAX, END, HOUR_S, STORES, id_of
 
 pytestmark = pytest.mark.slow
 
-STORES: Final = Path(__file__).parent / "stores"
 NUMBERS: Final = [number for number in FORMATS_READ if (STORES / f"format{number}.json").exists()]
-BYTES_MAX: Final = 64 << 20
-END: Final = b"\xff" * 64
-HOUR_S: Final = 3_600
 
 
 def sample(number: int) -> dict[str, Any]:
@@ -54,10 +51,6 @@ class ClockOf(JumpingClock):
     def __init__(self, number: int, after_s: int) -> None:
         super().__init__()
         self.ahead_s = (sample(number)["written_ms"] - super().epoch_ms()) / 1000 + after_s
-
-
-def id_of(number: int, message: int) -> bytes:
-    return bytes([number]) * 15 + bytes([message])
 
 
 def test_there_is_a_sample_of_every_earlier_format() -> None:
