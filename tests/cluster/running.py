@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from random import SystemRandom
@@ -28,6 +28,7 @@ from tests.faults.history import (
     PublishOk,
     PublishRefused,
     PublishUnknown,
+    Stalled,
     read_histories,
 )
 from tests.faults.several import count_repeated, judge
@@ -139,11 +140,12 @@ class Run:
     def paused(self) -> Iterator[None]:
         """Let the programs stand still, their connections open, until the block ends."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        try:
+        with ExitStack() as stack:
+            for broker in self.cluster.brokers:
+                stack.enter_context(self._stalled(broker))
+            self._process.send_signal(signal.SIGSTOP)
+            stack.callback(self._process.send_signal, signal.SIGCONT)
             yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
         """Return the end of what the programs logged."""
@@ -171,6 +173,31 @@ class Run:
         """Start a broker, for the first time or again."""
         broker.start()
         self._note(broker, BrokerStarted(time.monotonic(), broker.id))
+
+    @contextmanager
+    def paused_broker(self, broker: ClusterBroker) -> Iterator[None]:
+        """Let a broker stand still, its connections open, until the block ends."""
+        with self._stalled(broker):
+            broker.pause()
+            try:
+                yield
+            finally:
+                broker.resume()
+
+    @contextmanager
+    def out_of_reach(self, broker: ClusterBroker, *, requests: bool = True, answers: bool = True) -> Iterator[None]:
+        """Drop what is sent to a broker, or what it sends to programs, or both, until the block ends."""
+        to, answers_of = broker.host if requests else "", broker.host if answers else ""
+        with self._stalled(broker), self.cluster.network.cut(to=to, answers_of=answers_of):
+            yield
+
+    @contextmanager
+    def _stalled(self, broker: ClusterBroker) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._note(broker, Stalled(time.monotonic(), began))
 
     # --- what the programs see -----------------------------------------------------------------
     def events(self, since: float = 0.0) -> list[Event]:
@@ -204,9 +231,10 @@ class Run:
     def assert_undisturbed(self, since: float) -> None:
         """Fail if a program has met an error, or an auditor has lost a connection, after a time."""
         failed = [event for event in self.events(since) if isinstance(event, PublishRefused | PublishUnknown)]
-        assert failed == []
+        assert not failed, f"sends failed: {failed}"
         paths = [self._folder / BROKER_HISTORY.format(broker.number) for broker in self.cluster.brokers]
-        assert [event for event in read_histories(paths) if isinstance(event, Ended) and event.at > since] == []
+        ended = [event for event in read_histories(paths) if isinstance(event, Ended) and event.at > since]
+        assert not ended, f"connections ended: {ended}"
 
     # --- the end -------------------------------------------------------------------------------
     def finish(self) -> list[str]:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 SOME = 100
 ROUND_SECONDS_MAX = 4.0
+DIRECTIONS = ((True, True), (True, False), (False, True))
+"""Of what is dropped: requests, answers."""
 
 Fault = Callable[[Run, ClusterBroker, Random], AbstractContextManager[None]]
 
@@ -40,26 +42,23 @@ def drained(run: Run, broker: ClusterBroker, random: Random) -> Iterator[None]:
 
 @contextmanager
 def paused(run: Run, broker: ClusterBroker, random: Random) -> Iterator[None]:
-    broker.pause()
-    yield
-    broker.resume()
+    with run.paused_broker(broker):
+        yield
 
 
 @contextmanager
 def out_of_reach(run: Run, broker: ClusterBroker, random: Random) -> Iterator[None]:
-    with _cut(run, broker.host, random):
+    requests, answers = random.choice(DIRECTIONS)
+    with run.out_of_reach(broker, requests=requests, answers=answers):
         yield
 
 
 @contextmanager
 def without_zookeeper(run: Run, broker: ClusterBroker, random: Random) -> Iterator[None]:
-    with _cut(run, broker.zookeeper_host, random):
+    requests, answers = random.choice(DIRECTIONS)
+    host = broker.zookeeper_host
+    with run.cluster.network.cut(to=host if requests else "", answers_of=host if answers else ""):
         yield
-
-
-def _cut(run: Run, host: str, random: Random) -> AbstractContextManager[None]:
-    to, answers_of = random.choice(((host, host), (host, ""), ("", host)))
-    return run.cluster.network.cut(to=to, answers_of=answers_of)
 
 
 @contextmanager

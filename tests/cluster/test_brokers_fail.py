@@ -53,10 +53,9 @@ def test_a_broker_that_stood_still_longer_than_its_session_goes_on(tmp_path: Pat
     with running(tmp_path) as run:
         first, second, third = run.cluster.brokers
         run.accept(SOME)
-        second.pause()
-        run.cluster.wait_registered([first, third])
-        run.go_on(seconds)
-        second.resume()
+        with run.paused_broker(second):
+            run.cluster.wait_registered([first, third])
+            run.go_on(seconds)
         run.cluster.wait_registered()
         run.accept(SOME // 4, by=second)
         run.finish()

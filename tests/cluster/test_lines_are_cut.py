@@ -18,6 +18,7 @@ HURRIED = (("kiteq/limits.py", "HEARTBEAT_SECONDS", "0.5"), ("kiteq/limits.py", 
 CUT_SECONDS = 2 * SEND_TIMEOUT
 STILL_SECONDS = 3.0
 """Longer than the brokers wait for a sign of life."""
+LONG_TIMEOUT = 30.0
 CUTS = [CUT_SECONDS, *(pytest.param(long, marks=pytest.mark.long) for long in (120, 600))]
 
 
@@ -27,12 +28,20 @@ def test_nothing_is_lost_when_a_broker_cannot_be_reached(tmp_path: Path, directi
     with running(tmp_path, package=hurried_copy(tmp_path, HURRIED)) as run:
         _, second, _ = run.cluster.brokers
         run.accept(SOME)
-        host = second.host
-        to, answers_of = host if direction != "answers" else "", host if direction != "requests" else ""
-        with run.cluster.network.cut(to=to, answers_of=answers_of):
+        with run.out_of_reach(second, requests=direction != "answers", answers=direction != "requests"):
             run.go_on(seconds)
         run.accept(SOME // 4, by=second)
         run.finish()
+
+
+def test_who_waits_long_enough_gets_every_answer_from_the_broker_that_was_asked(tmp_path: Path) -> None:
+    with running(tmp_path, timeout=LONG_TIMEOUT, package=hurried_copy(tmp_path, HURRIED)) as run:
+        _, second, _ = run.cluster.brokers
+        run.accept(SOME)
+        with run.out_of_reach(second, requests=False):
+            time.sleep(STILL_SECONDS)  # every producer soon waits for this broker
+        run.accept(SOME // 4, by=second)
+        assert run.finish() == []
 
 
 def test_programs_that_stood_still_until_they_were_given_up_go_on(tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ def test_nothing_is_lost_on_a_line_that_comes_and_goes(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.accept(SOME)
         for broker in run.cluster.brokers:
-            with run.cluster.network.cut(to=broker.host, answers_of=broker.host):
+            with run.out_of_reach(broker):
                 run.go_on(0.7)
             run.go_on(0.3)
         for broker in run.cluster.brokers:

@@ -164,6 +164,8 @@ def _attempts_are_monotone(model: Model, group: str, message: str, deliveries: l
 
 def _held_too_long(model: Model, delivery: Delivery) -> bool:
     """Whether the ack deadline may have passed before anything else ended a delivery."""
+    if delivery.stalled:
+        return True
     ends = [delivery.settling_at, model.connections[delivery.event.connection].ended_at]
     ends += [stop.began for stop in model.stops[delivery.life : delivery.life + 1]]
     return min(ends) > delivery.event.at + DEADLINE_SHARE * model.ack_deadline
@@ -194,6 +196,8 @@ def _one_lease(model: Model) -> Iterator[Violation]:
 def _released(model: Model, delivery: Delivery, following: Delivery) -> bool:
     """Whether a delivery may have been over at the next one: answered, deadline passed, or its connection gone."""
     at = following.event.at
+    if delivery.stalled:
+        return True
     if delivery.settling == "ack" and delivery.confirmed:
         # It was held until its ack took effect; what comes after that speaks against I9.
         return _sent_after_answer(delivery, following) or following.event.attempt < delivery.event.attempt

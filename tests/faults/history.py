@@ -47,6 +47,7 @@ __all__ = [
     "Run",
     "SettleOk",
     "Settling",
+    "Stalled",
     "Waiting",
     "digest_of",
     "read_histories",
@@ -79,6 +80,13 @@ class BrokerStopped(NamedTuple):
     at: float
     began: float
     how: str
+
+
+class Stalled(NamedTuple):
+    """From `began` on nothing passed between the broker and its clients, or one side stood still; that is over."""
+
+    at: float
+    began: float
 
 
 class Corrupted(NamedTuple):
@@ -320,6 +328,7 @@ Event = (
     Run
     | BrokerStarted
     | BrokerStopped
+    | Stalled
     | Corrupted
     | Opened
     | Ended

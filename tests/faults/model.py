@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -36,6 +36,7 @@ from tests.faults.history import (
     Run,
     SettleOk,
     Settling,
+    Stalled,
     Waiting,
 )
 
@@ -44,6 +45,8 @@ __all__ = ["Call", "Connection", "Decision", "Delivery", "Model", "Transaction",
 DIRECT, REGEX, FANOUT = 0, 1, 2
 NOTICE_SECONDS: Final = 1.0
 """How much later than the broker a client may notice that the broker ended its connection."""
+STALL_AFTERMATH: Final = 2.0
+"""A stalled line is silent for as long again, and a little more: TCP doubles its waits."""
 
 
 class Violation(NamedTuple):
@@ -149,6 +152,8 @@ class Delivery:
     settling_at: float = float("inf")
     confirmed_at: float = float("inf")
     stale: bool = False
+    stalled: bool = False
+    """Its arrival, or the answer to it, may have been on the way for any time."""
 
     @property
     def confirmed(self) -> bool:
@@ -164,6 +169,7 @@ class Model:
     resends: bool = False
     check_limit: int = 15
     stops: list[BrokerStopped] = field(default_factory=list)
+    stalls: list[Stalled] = field(default_factory=list)
     connections: dict[str, Connection] = field(default_factory=dict)
     bounds: dict[str, list[Bound]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
@@ -215,7 +221,14 @@ class Model:
 
     def noticed_by_broker(self, connection: Connection) -> float:
         """When the broker may first have known of the end of a connection."""
-        return connection.ended_at - (NOTICE_SECONDS if connection.how == "lost" else 0.0)
+        noticed = connection.ended_at - (NOTICE_SECONDS if connection.how == "lost" else 0.0)
+        return min([noticed, *(stall.began for stall in self.stalls_in(connection.ended_at, connection.ended_at))])
+
+    def stalls_in(self, begin: float, end: float) -> Iterator[Stalled]:
+        """Yield the stalls that may have been felt in a span of time."""
+        for stall in self.stalls:
+            if stall.began <= end and begin <= stall.began + STALL_AFTERMATH * (stall.at - stall.began) + 1.0:
+                yield stall
 
     def ended_with_broker(self, connection: Connection) -> bool:
         """Whether a connection was lost because the broker stopped or was killed."""
@@ -229,6 +242,7 @@ class _Builder:
     def __init__(self, events: list[Event]) -> None:
         self.model = Model()
         self.model.stops = [event for event in events if isinstance(event, BrokerStopped)]
+        self.model.stalls = [event for event in events if isinstance(event, Stalled)]
         self._stopped_at = [stop.at for stop in self.model.stops]
         self._calls: dict[str, Call] = {}
         self._decisions: dict[str, Decision] = {}
@@ -350,6 +364,9 @@ class _Builder:
         # What was read from a socket after the end of its broker had been sent before: lives come first.
         for deliveries in self.model.deliveries.values():
             deliveries.sort(key=lambda delivery: (delivery.life, delivery.event.at))
+            for delivery in deliveries if self.model.stalls else ():
+                answered = min(delivery.confirmed_at, self.model.connections[delivery.event.connection].ended_at)
+                delivery.stalled = any(self.model.stalls_in(delivery.event.at, answered))
         for transaction in self.model.transactions.values():
             for message in transaction.messages.values():
                 self.model.calls[str(message[0])].append(self._call_of(transaction, message))

@@ -11,6 +11,7 @@ from tests.faults.history import (
     Bound,
     Corrupted,
     FinalGroup,
+    Stalled,
 )
 from tests.faults.story import DEADLINE, Story, consumed
 
@@ -69,6 +70,21 @@ def read_late_from_the_socket_of_a_killed_broker() -> Story:
     story.deliver(on="a2")
     story.settle(on="a2")
     story.deliver(on="a1")
+    story.finish()
+    return story
+
+
+def came_late_through_a_stalled_line_and_again() -> Story:
+    story = Story()
+    story.publish()
+    story.open()
+    began = story.step()
+    story.step(DEADLINE)
+    story.deliver(tag=1)
+    story.deliver(tag=2, attempt=2)
+    story.settle(tag=1, stale=True)
+    story.settle(tag=2)
+    story.events.append(Stalled(story.step(), began))
     story.finish()
     return story
 
@@ -161,6 +177,7 @@ GOOD: list[Callable[[], Story]] = [
     unconfirmed_ack_that_did_not_happen,
     unconfirmed_ack_that_happened,
     read_late_from_the_socket_of_a_killed_broker,
+    came_late_through_a_stalled_line_and_again,
     failed_three_times_and_dead,
     early_attempts_forgotten_at_restart,
     deadline_passed,
@@ -175,3 +192,10 @@ GOOD: list[Callable[[], Story]] = [
 @pytest.mark.parametrize("told", GOOD, ids=lambda told: told.__name__)
 def test_nothing_is_said_about_what_may_happen(told: Callable[[], Story]) -> None:
     assert [str(violation) for violation in check(told().events)] == []
+
+
+def test_a_stall_excuses_nothing_that_happens_long_after_it() -> None:
+    told = came_late_through_a_stalled_line_and_again()
+    stall = next(event for event in told.events if isinstance(event, Stalled))
+    told.events[told.events.index(stall)] = stall._replace(at=stall.began + 0.1)
+    assert {violation.invariant for violation in check(told.events)} == {"I10", "I11"}
