@@ -134,7 +134,7 @@ async def test_what_a_broker_refuses_because_it_shuts_down_goes_to_another_in_or
                 receipts: list[Receipt] = []
 
                 async def send() -> None:
-                    receipts.extend(await client.send_many(message(b"%03d" % number) for number in range(400)))
+                    receipts.extend(await client.send_many(message(b"%03d" % number) for number in range(600)))
 
                 async with anyio.create_task_group() as tasks:
                     await until(lambda: client.statistics().connected)
@@ -143,7 +143,7 @@ async def test_what_a_broker_refuses_because_it_shuts_down_goes_to_another_in_or
                     both.set()
                 assert {receipt.broker for receipt in receipts} == {"b2"}
         assert warned == []
-    assert bodies(other) == [b"%03d" % number for number in range(400)]
+    assert bodies(other) == [b"%03d" % number for number in range(600)]
 
 
 @both_loops
