@@ -194,10 +194,17 @@ class Checks:
         """Note that a client has gone; what it was asked about is asked again."""
         if self._connected.get(peer.instance) is not peer:
             return
-        del self._connected[peer.instance]
-        if len(self._gone) >= GONE_INSTANCES_MAX:
-            self._gone.clear()
-        self._gone[peer.instance] = self._core.clock.monotonic()
+        members = self._core.deliveries.group(peer.group).members
+        other = next(
+            (one for one in members if one.instance == peer.instance and one is not peer and one.is_there), None
+        )
+        if other is not None:  # it has found this broker under two addresses
+            self._connected[peer.instance] = other
+        else:
+            del self._connected[peer.instance]
+            if len(self._gone) >= GONE_INSTANCES_MAX:
+                self._gone.clear()
+            self._gone[peer.instance] = self._core.clock.monotonic()
         for handle, asked in list(self._asked.items()):
             if asked.peer is peer:
                 self._no_answer(handle, asked, "gone")

@@ -157,6 +157,22 @@ async def test_another_member_is_asked_when_the_preparing_client_is_gone(
     await answer(member, DECISION_COMMIT, question)
 
 
+@pytest.mark.parametrize("by_goodbye", [True, False])
+async def test_a_client_that_came_under_two_addresses_is_there_while_one_connection_is(
+    server: Broker, asking: RawClient, clock: JumpingClock, *, by_goodbye: bool
+) -> None:
+    other = await connect(server, "producers", topics=["t"])
+    await asking.prepare(numbered(1))
+    second = await connect(server, "producers", topics=["t"], instance=b"i" * 16)
+    if by_goodbye:
+        await second.send(Goodbye(0, "connected already"))
+    await disappear(second, other)
+
+    question = await asked(asking, clock)
+    await answer(asking, DECISION_COMMIT, question)
+    await other.asked_nothing()
+
+
 async def test_nobody_of_the_group_publishes_the_topic_so_nobody_is_asked(
     server: Broker, asking: RawClient, clock: JumpingClock
 ) -> None:
