@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from tests.cluster.application import BROKER_HISTORY, HISTORY, Plan
 from tests.faults.history import (
@@ -31,22 +31,32 @@ from tests.faults.history import (
     Stalled,
     read_histories,
 )
-from tests.faults.several import count_repeated, judge
+from tests.faults.several import Repeated, count_repeated, judge
 from tests.support.cluster import Cluster, ClusterBroker
 
-__all__ = ["Run", "running"]
+__all__ = ["PATIENT_TIMEOUT", "SEND_TIMEOUT", "Report", "Run", "running"]
 
 ROOT: Final = Path(__file__).parent.parent.parent
 STEP_SECONDS_MAX: Final = 90.0
 POLL_SECONDS: Final = 0.05
 ACK_DEADLINE: Final = 10.0
 SEND_TIMEOUT: Final = 3.0
+"""Of producers that are to give up now and then."""
+PATIENT_TIMEOUT: Final = 20.0
+"""Of producers of a run in which no send may fail: longer than a drain and a start on a busy machine."""
 STARTS: Final = "starts-{}.jsonl"
 ENVIRONMENT: Final = {
     "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s",
     "KITEQ_CHECK_AFTER": "0.5s",
     "KITEQ_CHECK_ELSEWHERE_AFTER": "1s",
 }
+
+
+class Report(NamedTuple):
+    """What a run had that no promise forbids. errors: that producers met."""
+
+    errors: list[str]
+    repeated: list[Repeated]
 
 
 class Run:
@@ -237,22 +247,22 @@ class Run:
         assert not ended, f"connections ended: {ended}"
 
     # --- the end -------------------------------------------------------------------------------
-    def finish(self) -> list[str]:
-        """Let the programs end their work; fail if a promise was broken. Returns the errors that producers met."""
+    def finish(self) -> Report:
+        """Let the programs end their work; fail if a promise was broken."""
         errors = self._command("drain")
         self._leave()
         events = self.events()
         counted = {kind.__name__: sum(isinstance(event, kind) for event in events) for kind in COUNTED}
         programs = [self._folder / HISTORY]
-        repeated = count_repeated(programs)
-        print(f"{counted}, repeated: {repeated}, errors of producers: {len(errors)}: {errors[:10]}")  # noqa: T201 shown when the test fails
+        report = Report(errors, count_repeated(programs))
+        print(counted, len(errors), report)  # noqa: T201 shown when the test fails
         numbers = [broker.number for broker in self.cluster.brokers]
         own = [[self._folder / STARTS.format(one), self._folder / BROKER_HISTORY.format(one)] for one in numbers]
         violations = [str(violation) for violation in judge(programs, own)]
         assert not violations, "\n".join(violations[:VIOLATIONS_SHOWN])
         assert counted["PublishOk"], "nothing was accepted: the run says nothing"
         assert counted["DecideOk"], "no transaction was decided: the run says nothing"
-        return errors
+        return report
 
 
 SLICE: Final = 20

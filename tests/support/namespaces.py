@@ -52,7 +52,7 @@ def _call(name: str, *arguments: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*arguments):
         number = ctypes.get_errno()
-        raise NetworkFailed(f"{name}: {os.strerror(number)}; networks for tests are made by root only")
+        raise NetworkFailed(f"{name}: {os.strerror(number)}; networks for tests need root with all its capabilities")
 
 
 class Network:
