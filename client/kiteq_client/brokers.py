@@ -47,8 +47,8 @@ Work = Callable[[], Awaitable[None]]
 class Brokers:
     """All brokers of a client; `equip` names what they share, before anything else is called.
 
-    `progress` is set when a connection was made or failed. `all` has the brokers that are connected, or were
-    and owe us something; `diallers` those that are dialled.
+    `progress` is set when a connection was made or failed; once `leaving`, none is made any more. `all` has the
+    brokers that are connected, or were and owe us something; `diallers` those that are dialled.
     """
 
     def __init__(self, greeting: Greeting, members: Members) -> None:
@@ -57,6 +57,7 @@ class Brokers:
         self.members = members
         self.progress = Signal()
         self.reconnects = 0
+        self.leaving = False
         self._greeting = greeting
         self._published = set(greeting.topics)
         self._topics = {*greeting.topics, *(binding.topic for binding in greeting.bindings)}

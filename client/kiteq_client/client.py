@@ -225,6 +225,7 @@ class Client:
         with anyio.move_on_after(self._timeout if self._brokers.sessions() or transactions.pending else 0):
             while self._producer.is_waiting or transactions.is_waiting:  # noqa: ASYNC110 only here: no event per message
                 await anyio.sleep(LEAVE_POLL_SECONDS)
+        self._brokers.leaving = True
         async with anyio.create_task_group() as tasks:
             for session in self._brokers.sessions():
                 tasks.start_soon(self._leave_session, session)

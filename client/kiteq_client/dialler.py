@@ -38,7 +38,9 @@ GOODBYE_REQUEST: Final = 2
 
 
 class _Owner(Protocol):
-    """The brokers of a client, as its diallers see them."""
+    """The brokers of a client, as its diallers see them. leaving: the client says goodbye and needs no more."""
+
+    leaving: bool
 
     def claim(self, dialler: Dialler, name: str) -> Broker | None:
         """Return the broker that calls itself so, None if it is connected already."""
@@ -127,6 +129,8 @@ class Dialler:
 
     async def _pause(self, seconds: float) -> bool:
         """Wait before the next attempt; return True if somebody has said that it is worthwhile now."""
+        if self._owner.leaving:
+            await anyio.sleep_forever()  # the client cancels it
         until = anyio.current_time() + seconds
         while self.is_wanted and (self.twin is not None or anyio.current_time() < until):
             left_s = RECONNECT_WANTED_SECONDS_MAX

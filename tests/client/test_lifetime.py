@@ -276,3 +276,23 @@ async def test_a_client_that_left_says_nothing_more_to_a_broker_that_leaves_too(
         with pytest.raises(ClientClosed):
             await client.send(Message("t", "a"))
     assert received == []
+
+
+@both_loops
+async def test_leaving_one_broker_earlier_than_another_does_not_connect_to_it_again() -> None:
+    connections = 0
+
+    async def quick(connection: Connection) -> None:
+        nonlocal connections
+        connections += 1
+        await connection.accept()
+        await connection.serve()
+
+    async def slow(connection: Connection) -> None:
+        await connection.accept(broker="b2")
+        await connection.serve()
+        await anyio.sleep(0.2)  # longer than the wait before another attempt
+
+    async with peer(quick) as first, peer(slow) as second, Client(f"kiteq://{first},{second}", group="g"):
+        pass
+    assert connections == 1
