@@ -26,6 +26,7 @@ class Broker:
     take: called for the next frame, with the largest body that the broker takes.
     name: as the broker calls itself; "" before it has. session: None while there is no connection.
     serves: its topics, None for all. brought: the bindings that this connection has brought.
+    refused_at: when it has refused last what it may take later, for instance because its disk is full.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Broker:
         self.serves: frozenset[str] | None = None
         self.brought: list[Binding] = []
         self.was_connected = False
+        self.refused_at = float("-inf")
         self.unanswered = Unanswered(shared.outgoing, timeout)
         self.preparing = Preparing(shared.outgoing, transactions.answered_late, transactions.place)
         self.deciding = Deciding(self.wake, transactions.settled, timeout)

@@ -271,6 +271,8 @@ class Session:
         else:
             if packet.code == DRAINING:
                 self._broker_leaves(packet.reason)
+            elif packet.temporary:
+                self._owner.refused_at = monotonic()
             if not any(part.refuse(packet.request, error) for part in self._sent):
                 logger.warning("%s refused: %s", self.broker, error)
 

@@ -36,6 +36,7 @@ class Shared(NamedTuple):
 class Owner(Protocol):
     """The broker a session belongs to."""
 
+    refused_at: float
     unanswered: Unanswered
     preparing: Preparing
     deciding: Deciding

@@ -2,7 +2,8 @@
 
 Theory of operation. The one with the fewest unanswered messages does, up to where all would have as many.
 None has more than its share of the client's window: a broker that stands still keeps that, and the others
-go on. One that has not answered for long gets nothing new while another can.
+go on. One that has not answered for long gets nothing new while another can, nor one that has just refused
+something for a while: it answers fast, so it would get nearly all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ __all__ = ["least_loaded", "next_taker", "serving", "take"]
 
 LATE_SECONDS: Final = 1.0
 """Longer than an answer takes while a disk is slow, and shorter than anybody waits for one."""
+REFUSED_SECONDS: Final = 1.0
+"""A full disk or store is tried again this often: one refusal each time is what it costs."""
 
 
 def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_bytes_max: int) -> Frame | None:
@@ -83,11 +86,12 @@ def _takers(brokers: Sequence[Broker], topic: str, share: _Share) -> list[Broker
 
 
 def _answering(brokers: list[Broker]) -> list[Broker]:
-    """Leave out those that are late, unless all are."""
+    """Leave out those that are late or have just refused something, unless all are and have."""
     if len(brokers) < 2:
         return brokers
-    before = monotonic() - LATE_SECONDS
-    return [one for one in brokers if not one.unanswered.is_late(before)] or brokers
+    now = monotonic()
+    late, refused = now - LATE_SECONDS, now - REFUSED_SECONDS
+    return [one for one in brokers if one.refused_at < refused and not one.unanswered.is_late(late)] or brokers
 
 
 def _allowance(broker: Broker, takers: list[Broker], outgoing: Outgoing, lane: Lane) -> int:

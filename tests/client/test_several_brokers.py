@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import pytest
 
 from kiteq.message import decode
 from kiteq.remoting.packets import Brokers, Enlist, Goodbye, Hello, Packet, Prepare, Publish, Refusal
-from kiteq_client import Client, Message, NotConnected, PartlySent, Receipt, SendTimeout, direct
+from kiteq_client import Client, Message, NotConnected, PartlySent, Receipt, Refused, SendTimeout, direct
 from kiteq_client.registry import Address, parse_registry
 from tests.client.ledger import Ledger, until, warnings
 from tests.client.peer import Connection, both_loops, peer
@@ -53,6 +55,30 @@ async def test_new_messages_go_to_the_broker_with_the_fewest_unanswered() -> Non
         assert {receipt.broker for receipt in receipts} == {other.broker}
         assert len(silent.packets(Publish)) == 1
         tasks.cancel_scope.cancel()
+
+
+@both_loops
+async def test_a_broker_that_refuses_for_a_while_is_left_alone_and_the_others_go_on() -> None:
+    refusals = 0
+
+    async def full(connection: Connection) -> None:
+        nonlocal refusals
+        await connection.accept(broker="full")
+        while isinstance(packet := await connection.receive(), Publish | Goodbye):
+            if isinstance(packet, Goodbye):
+                return
+            refusals += 1
+            await connection.send(Refusal(packet.request, "store_full", "no room", temporary=True))
+
+    other = Ledger("other")
+    async with peer(full) as one, peer(other.script) as two, Client(f"kiteq://{one},{two}", group="g") as client:
+        results: list[object] = []
+        for _ in range(100):
+            with suppress(Refused):
+                results.append((await client.send(message())).broker)
+        assert set(results) == {"other"}
+        assert len(results) + refusals == 100
+        assert 1 <= refusals <= 5  # one a second, on a slow machine
 
 
 @both_loops
