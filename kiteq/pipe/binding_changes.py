@@ -27,7 +27,7 @@ Done = Callable[[StoreError | Refused | None], None]
 
 def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
     """Add or update bindings of a group; `done` is called when they are durable and in force, or refused."""
-    if not _under_way(core, group, bindings) and not _that_take_over(core, group, bindings):
+    if _under_way(core, group, bindings) is None and not _that_take_over(core, group, bindings):
         _put(core, group, bindings, {}, done)
         return
     try:

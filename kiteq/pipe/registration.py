@@ -88,23 +88,29 @@ def bind_shared(core: Core, group: str, bindings: Sequence[Binding], done: Done)
 
 def unbind_shared(core: Core, group: str, topic: str, kind: int, pattern: str, done: Done) -> bool:
     """Remove one binding at every broker; `done` is called in any case. Return whether it was in force here."""
+    durable = trio.Event()
+    errors: list[StoreError | Refused | None] = []
 
-    def finish(error: StoreError | Refused | None) -> None:
-        if error is not None or core.registration is None:
-            done(error)
-            return
-        assert core.deliveries.nursery is not None
-        core.deliveries.nursery.start_soon(remove_and_finish, core.registration)
+    def note(error: StoreError | Refused | None) -> None:
+        errors.append(error)
+        durable.set()
 
     async def remove_and_finish(registration: Registration) -> None:
-        with suppress(ValueError):  # what is no binding is bound nowhere
-            await registration.remove(group, topic, [Binding(topic, Kind(kind), pattern)])
-        done(None)
+        await durable.wait()
+        if errors == [None]:
+            with suppress(ValueError):  # what is no binding is bound nowhere
+                await registration.remove(group, topic, [Binding(topic, Kind(kind), pattern)])
+        done(errors[0])
         core.turn.end()
 
-    was_here = unbind(core, group, topic, kind, pattern, finish)
+    first = done if core.registration is None else note
+    was_here = unbind(core, group, topic, kind, pattern, first)
     if not was_here:
-        finish(None)
+        first(None)
+    if core.registration is not None:
+        # Now, not when it is durable: the broker may be ending by then, and takes no more tasks.
+        assert core.deliveries.nursery is not None
+        core.deliveries.nursery.start_soon(remove_and_finish, core.registration)
     return was_here
 
 
@@ -145,8 +151,11 @@ class Registration:
         nursery.start_soon(self._publish_and_bind, group, new, bindings, done)
 
     def _is_new(self, group: str, binding: Binding) -> bool:
-        seen = self._seen.get((binding.topic, group), {}).get(pattern_of(binding))
-        return seen != replace(binding, start="latest")
+        """Return whether the registry may have to be told; also of one removed here, of which it may be told yet."""
+        pattern = pattern_of(binding)
+        seen = self._seen.get((binding.topic, group), {}).get(pattern)
+        here = map(pattern_of, self._core.router.submitted(group, binding.topic))
+        return seen != replace(binding, start="latest") or pattern not in here
 
     async def _publish_and_bind(
         self, group: str, new: Sequence[Binding], bindings: Sequence[Binding], done: Done
@@ -169,7 +178,7 @@ class Registration:
         """Take bindings, removed here already, out of the registry; during an outage that is done afterwards."""
         try:
             await self._registry.remove_binding(group, topic, bindings, timeout=PUBLISH_SECONDS)
-        except RegistryError as error:
+        except (RegistryError, Refused) as error:  # what is left may contradict itself, when it was written by hand
             log.warning("a removed binding stays in the registry for now", group=group, topic=topic, reason=str(error))
 
     # --- what the registry says ----------------------------------------------------------------
@@ -188,23 +197,39 @@ class Registration:
         self._core.store.on_durable(finished.set)
         await finished.wait()
         for key, found in unshared:
-            await self._publish(key, found)
+            if not await self._publish(key, found):
+                self._apply(key, {pattern_of(one): one for one in snapshot.bindings[key] or ()})
+                self._core.turn.end()
 
     def _apply(self, key: Key, shared: ByPattern) -> Reconciled:
+        """Start what has to be done here.
+
+        A binding counts as seen once it is in force: so what is refused here is tried again, and neither that
+        nor what takes a while is ever mistaken for what was removed here.
+        """
         topic, group = key
         core = self._core
         seen = self._seen.get(key, {})
         found = reconcile(seen, shared, {pattern_of(one): one for one in core.router.submitted(group, topic)})
-        if found.bind_here:
-            bind(core, group, found.bind_here, self._noting_refusal(key))
+        coming = {pattern_of(one): one for one in found.bind_here}
+        note = self._noting_refusal(key)
+
+        def in_force(error: StoreError | Refused | None) -> None:
+            note(error)
+            if error is None:
+                self._save_seen(key, {**self._seen.get(key, {}), **coming})
+
+        if coming:
+            bind(core, group, found.bind_here, in_force)
         for one in found.unbind_here:
             log.info("a binding was removed through the registry", group=group, binding=str(one))
-            unbind(core, group, topic, one.kind, one.pattern, self._noting_refusal(key))
-        if seen != shared:
-            self._save_seen(key, shared)
+            unbind(core, group, topic, one.kind, one.pattern, note)
+        kept = {pattern: one for pattern, one in shared.items() if pattern not in coming}
+        self._save_seen(key, kept | {pattern: seen[pattern] for pattern in coming if pattern in seen})
         return found
 
-    async def _publish(self, key: Key, found: Reconciled) -> None:
+    async def _publish(self, key: Key, found: Reconciled) -> bool:
+        """Tell the registry what is new here; return False when that was refused, and taken back here."""
         topic, group = key
         try:
             if found.bind_shared:
@@ -219,8 +244,10 @@ class Registration:
             for one in found.bind_shared:
                 unbind(self._core, group, topic, one.kind, one.pattern, self._noting_refusal(key))
             self._core.turn.end()
+            return False
         except RegistryError as error:
             log.debug("bindings are not in the registry yet", group=group, topic=topic, reason=str(error))
+        return True
 
     def _noting_refusal(self, key: Key) -> Done:
         def done(error: StoreError | Refused | None) -> None:
@@ -236,6 +263,8 @@ class Registration:
         return done
 
     def _save_seen(self, key: Key, shared: ByPattern) -> None:
+        if shared == self._seen.get(key, {}):
+            return
         submission = Submission(lambda _error: None, urgent=False)
         if shared:
             self._seen[key] = dict(shared)

@@ -1,0 +1,229 @@
+"""What a broker takes from a registry and gives to it, against one in memory that a test holds in its hands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from kiteq.binding.bindings import Binding, direct, fanout
+from kiteq.broker import Broker, serve
+from kiteq.config import Settings
+from kiteq.errors import Refused
+from kiteq.pipe import router
+from kiteq.pipe.registration import unbind_shared
+from kiteq.registry.errors import RegistryUnavailable
+from kiteq.registry.keeper import RegistryState
+from kiteq.registry.layout import Server
+from kiteq.registry.merging import Key
+from kiteq.registry.registry import Registry, Snapshot
+from kiteq.workers.board import Board
+from tests.e2e.wire import connect, numbered
+from tests.registry.parts import until
+
+pytestmark = pytest.mark.slow
+
+KEY = ("t", "g")
+
+
+class Shelf:
+    """A registry of one broker; other brokers are what a test does to `board`. away: whether nobody reaches it."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+        self.away = False
+        self.announced: list[str] = []
+        self.refusal: Refused | None = None
+        self._asked: list[Callable[[], object]] = []
+        self._changed = trio.Event()
+
+    @asynccontextmanager
+    async def open(self, known: Mapping[Key, Iterable[Binding]]) -> AsyncIterator[Registry]:
+        for key, bindings in known.items():
+            self.board.learn(key, bindings)
+        if not self.away:
+            self.tell()
+        yield self
+
+    def tell(self) -> None:
+        """Have the broker look at everything."""
+        self._changed.set()
+
+    def come_back(self) -> None:
+        self.away = False
+        for asked in self._asked:
+            with suppress(Refused):
+                asked()
+        self._asked.clear()
+        self.tell()
+
+    def patterns(self, key: Key = KEY) -> set[str]:
+        return {one.pattern for one in self.board.nodes.get(key, ())}
+
+    @property
+    def state(self) -> RegistryState:
+        return RegistryState(degraded=self.away, since=0.0, session_over=self.away, reason="away" if self.away else "")
+
+    async def announce(
+        self, address: str, _server: Server, _topics: Collection[str] = (), *, timeout: float = 5.0
+    ) -> None:
+        del timeout
+        self._do(partial(self.announced.append, address))
+
+    async def announce_publishers(
+        self, _address: str, _server: Server, _groups: Iterable[Key], *, timeout: float = 5.0
+    ) -> None: ...
+
+    async def withdraw(self, *, timeout: float = 5.0) -> None: ...
+
+    async def merge_bindings(
+        self, group: str, topic: str, bindings: Iterable[Binding], *, timeout: float = 5.0
+    ) -> None:
+        del timeout
+        self._do(partial(self.board.merge, (topic, group), list(bindings)))
+
+    async def remove_binding(
+        self, group: str, topic: str, bindings: Iterable[Binding], *, timeout: float = 5.0
+    ) -> None:
+        del timeout
+        if self.refusal is not None:
+            raise self.refusal
+        self._do(partial(self.board.remove, (topic, group), list(bindings)))
+
+    async def wait_changed(self) -> Snapshot:
+        await self._changed.wait()
+        self._changed = trio.Event()
+        return Snapshot(dict(self.board.nodes), {})
+
+    def _do(self, asked: Callable[[], object]) -> None:
+        if self.away:
+            self._asked.append(asked)
+            raise RegistryUnavailable("away")
+        asked()
+        self.tell()
+
+
+@asynccontextmanager
+async def joined(folder: Path, shelf: Shelf, **settings: Any) -> AsyncIterator[Broker]:
+    async with trio.open_nursery() as nursery:
+        run = partial(serve, Settings(bind="127.0.0.1:0", db=f"lmdb://{folder}", **settings), open_registry=shelf.open)
+        broker: Broker = await nursery.start(run)
+        yield broker
+        nursery.cancel_scope.cancel()
+
+
+def bound(broker: Broker, key: Key = KEY) -> set[str]:
+    """Return the patterns that are in force."""
+    topic, group = key
+    outlet = broker.core.deliveries.group(group).outlets.get(topic)
+    return set() if outlet is None else {one.pattern for one in outlet.subscription.bindings}
+
+
+async def applied(broker: Broker, shelf: Shelf) -> None:
+    """Wait until the broker has taken all that the registry holds now, twice: the second time it has seen it before."""
+    for _ in range(2):
+        key = ("u", f"other-{len(shelf.board.nodes)}")
+        shelf.board.merge(key, [fanout("u")])
+        shelf.tell()
+        await until(partial(bound, broker, key))
+
+
+async def test_what_is_refused_here_stays_in_the_registry_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf()
+    monkeypatch.setattr(router, "BINDINGS_MAX", 3)
+    async with joined(tmp_path, shelf) as broker:
+        shelf.board.merge(KEY, [direct("t", name) for name in "abcd"])
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == (set("abcd"), set())
+
+        monkeypatch.undo()
+        await applied(broker, shelf)
+        assert bound(broker) == set("abcd")
+
+
+async def test_a_topic_taken_off_the_list_of_one_broker_stays_bound_at_the_others(tmp_path: Path) -> None:
+    shelf = Shelf()
+    shelf.board.merge(KEY, [direct("t", "a")])
+    async with joined(tmp_path, shelf, topics=("u",)) as broker:
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == ({"a"}, set())
+
+
+async def test_what_contradicts_the_registry_after_an_outage_gives_way_to_it(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        shelf.away = True
+        await connect(broker, "g", direct("t", "a", watermark=10))
+        shelf.board.merge(KEY, [direct("t", "b", watermark=20)])
+        shelf.come_back()
+        await until(lambda: bound(broker) == {"b"})
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == ({"b"}, {"b"})
+
+
+@pytest.mark.parametrize("drop", [False, True])
+async def test_what_is_removed_and_bound_again_during_an_outage_stays_bound(tmp_path: Path, *, drop: bool) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        client = await connect(broker, "g", direct("t", "a"))
+        await applied(broker, shelf)
+        shelf.away = True
+        if drop:
+            await client.admin("group.drop", group="g")
+        else:
+            await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
+        await connect(broker, "g", direct("t", "a"))
+        shelf.come_back()
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == ({"a"}, {"a"})
+
+
+async def test_a_binding_that_takes_over_what_was_kept_is_not_taken_for_removed_meanwhile(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        producer = await connect(broker, "p", topics=["t"])
+        for start in range(0, 10_000, 500):
+            await producer.publish(numbered(500, start=start))
+        is_bound = trio.Event()
+
+        async def two_members_connect() -> None:
+            async with trio.open_nursery() as members:
+                for _ in range(2):
+                    members.start_soon(connect, broker, "g", fanout("t", start="first"))
+            is_bound.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two_members_connect)
+            while not is_bound.is_set():
+                shelf.tell()
+                await trio.lowlevel.checkpoint()
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == ({"*"}, {"*"})
+        assert (await producer.row("g"))["pending"] == 10_000
+
+
+async def test_a_removal_that_the_registry_refuses_holds_here(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        client = await connect(broker, "g", direct("t", "a"), direct("t", "b"))
+        shelf.refusal = Refused("binding_conflict", "what is left contradicts itself: somebody wrote it by hand")
+        await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
+        assert bound(broker) == {"b"}
+
+
+async def test_a_broker_that_ends_while_a_binding_is_removed_ends_well(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        await connect(broker, "g", direct("t", "a"), direct("t", "b"))
+        assert unbind_shared(broker.core, "g", "t", 0, "a", lambda _error: None)
+    async with joined(tmp_path, shelf) as broker:
+        await until(lambda: bound(broker) == {"b"})
+        await applied(broker, shelf)
+        assert shelf.patterns() == {"b"}
