@@ -65,6 +65,8 @@ MEMBERS: Final[list[tuple[str, list[Binding]]]] = [
     ("books", EVERYTHING),
     ("mail", [direct("orders", "paid")]),
 ]
+ABSENT: Final = ("ledger", [direct("orders", "paid")])
+"""A group that binds at the start, and of which nobody is there until the end: brokers know it from the registry."""
 PRODUCERS: Final = ("shop", "shop", "billing")
 BANK: Final = "bank"
 BANKERS: Final = 3
@@ -146,6 +148,7 @@ class Application:
                 nursery.start_soon(consume, load, AUDIT, EVERYTHING, AUDITOR, f"{self._plan.seed}-{number}")
             for number, (group, bindings) in enumerate(MEMBERS):
                 await nursery.start(self._consume, f"{group}-{number}", group, bindings)
+            await self._bind(*ABSENT)
             self._answer()
             async for line in commands:
                 if line.strip() == "produce":
@@ -156,6 +159,7 @@ class Application:
                     self._answer()
                 elif line.strip() == "drain":
                     self._done = True
+                    await nursery.start(self._consume, "ledger-0", *ABSENT)
                     await self._drain()
                     self._answer()
             nursery.cancel_scope.cancel()
@@ -188,12 +192,20 @@ class Application:
             self._plan.registry, group=group, bindings=bindings, on_message=handle, timeout=CONSUMER_TIMEOUT_SECONDS
         )
         async with client:
-            with trio.fail_after(ENTER_SECONDS_MAX):
-                await _until(lambda: set(client.statistics().connected) >= set(self._plan.there))
-            noted = [[one.topic, int(one.kind), one.pattern, one.persistent] for one in bindings]
-            self._note(Bound(time.monotonic(), group, noted, True))
+            await self._bound(client, bindings)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _bound(self, client: Client, bindings: list[Binding]) -> None:
+        """Wait until a client has bound its group at every broker."""
+        with trio.fail_after(ENTER_SECONDS_MAX):
+            await _until(lambda: set(client.statistics().connected) >= set(self._plan.there))
+        noted = [[one.topic, int(one.kind), one.pattern, one.persistent] for one in bindings]
+        self._note(Bound(time.monotonic(), client.group, noted, True))
+
+    async def _bind(self, group: str, bindings: list[Binding]) -> None:
+        async with Client(self._plan.registry, group=group, bindings=bindings) as client:
+            await self._bound(client, bindings)
 
     # --- producers -----------------------------------------------------------------------------
     def _message(self) -> Message:

@@ -32,9 +32,9 @@ from tests.faults.history import (
     read_histories,
 )
 from tests.faults.several import Repeated, count_repeated, judge
-from tests.support.cluster import Cluster, ClusterBroker
+from tests.support.cluster import SESSION_SECONDS, Cluster, ClusterBroker
 
-__all__ = ["PATIENT_TIMEOUT", "SEND_TIMEOUT", "Report", "Run", "running"]
+__all__ = ["CHANGED", "OUTAGE_SECONDS", "PATIENT_TIMEOUT", "SEND_TIMEOUT", "Report", "Run", "running"]
 
 ROOT: Final = Path(__file__).parent.parent.parent
 STEP_SECONDS_MAX: Final = 90.0
@@ -44,7 +44,10 @@ SEND_TIMEOUT: Final = 3.0
 """Of producers that are to give up now and then."""
 PATIENT_TIMEOUT: Final = 20.0
 """Of producers of a run in which no send may fail: longer than a drain and a start on a busy machine."""
+OUTAGE_SECONDS: Final = 5.0 * SESSION_SECONDS
 STARTS: Final = "starts-{}.jsonl"
+CHANGED: Final = "KITEQ_FAULTS_PACKAGES"
+"""The environment variable that names a folder with changed packages, for brokers and programs."""
 ENVIRONMENT: Final = {
     "KITEQ_ACK_DEADLINE": f"{ACK_DEADLINE}s",
     "KITEQ_CHECK_AFTER": "0.5s",
@@ -101,7 +104,7 @@ class Run:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"},
+                env=os.environ | {"PYTHONPATH": _python_path(*_changed(), ROOT)},
                 stdin=subprocess.PIPE,
                 stdout=answers,
                 stderr=log,
@@ -271,6 +274,14 @@ VIOLATIONS_SHOWN: Final = 20
 COUNTED: Final = (PublishOk, PublishUnknown, PublishRefused, DecideOk, Delivered)
 
 
+def _changed() -> list[Path]:
+    return [Path(os.environ[CHANGED])] if CHANGED in os.environ else []
+
+
+def _python_path(*folders: Path) -> str:
+    return os.pathsep.join(str(path) for folder in folders for path in (folder, folder / "client"))
+
+
 @contextmanager
 def running(
     folder: Path,
@@ -282,7 +293,8 @@ def running(
     package: Path | None = None,
 ) -> Iterator[Run]:
     """Start a cluster and the programs on it. package: where the brokers' kiteq is, if it is a changed one."""
-    environment = ENVIRONMENT | ({} if package is None else {"PYTHONPATH": str(package)})
+    folders = _changed() if package is None else [package]
+    environment = ENVIRONMENT | {"PYTHONPATH": _python_path(*folders, ROOT)}
     with (
         Cluster(folder, brokers=brokers, later=later, ensemble=ensemble, environment=environment) as cluster,
         Run(cluster, folder, timeout) as run,

@@ -30,9 +30,10 @@ HURRIED: Final = (
 """Small bounds and short periods: backlogs are read from the log, old records are rewritten all the time."""
 
 
-def _copy(folder: Path) -> Path:
+def _copy(folder: Path, *packages: str) -> Path:
     parent = folder / "changed"
-    shutil.copytree(PACKAGE_PARENT / "kiteq", parent / "kiteq", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in packages or ("kiteq",):
+        shutil.copytree(PACKAGE_PARENT / package, parent / package, ignore=shutil.ignore_patterns("__pycache__"))
     return parent
 
 
@@ -47,9 +48,9 @@ def hurried_copy(folder: Path, constants: Iterable[tuple[str, str, str]] = HURRI
     return parent
 
 
-def patched_copy(folder: Path, patch: Path) -> Path:
-    """Return the folder, for PYTHONPATH, that holds a patched copy of the package."""
-    parent = _copy(folder)
+def patched_copy(folder: Path, patch: Path, *packages: str) -> Path:
+    """Return the folder, for PYTHONPATH, that holds a patched copy of the package, or of the packages named."""
+    parent = _copy(folder, *packages)
     applied = subprocess.run(
         ["git", "apply", "--recount", "-C1", "-p1", str(patch)],
         cwd=parent,
@@ -60,6 +61,6 @@ def patched_copy(folder: Path, patch: Path) -> Path:
     )
     assert applied.returncode == 0, (
         f"{patch.name} does not apply any more: the code it changes has moved. "
-        f"Bring tests/faults/{patch.relative_to(Path(__file__).parent)} up to date.\n{applied.stderr}"
+        f"Bring {patch.relative_to(PACKAGE_PARENT)} up to date.\n{applied.stderr}"
     )
     return parent
