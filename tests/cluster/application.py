@@ -77,6 +77,8 @@ ENTER_SECONDS_MAX: Final = 60.0
 DRAIN_SECONDS_MAX: Final = 60.0
 FAILING: Final = 0.02
 CHECK_AFTER_SECONDS: Final = 0.5
+SILENCE_SECONDS_MAX: Final = 12.0
+"""Of a broker, before its auditor connects again: longer than most faults, which this is to live through."""
 AUDITOR: Final = Temper(hold=0.02)
 """It never drops a connection, so the order in which messages come to it tells the broker's."""
 
@@ -129,7 +131,7 @@ class Application:
         self._plan = plan
         self._history = history
         self._loads = [
-            Load(int(port), audit, 0, host=host, digest=digest_of_blob)
+            Load(int(port), audit, 0, host=host, digest=digest_of_blob, silence_max=SILENCE_SECONDS_MAX)
             for (host, _, port), audit in zip([one.rpartition(":") for one in plan.brokers], audits, strict=True)
         ]
         self._random = Random(plan.seed)

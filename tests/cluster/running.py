@@ -22,6 +22,7 @@ from tests.faults.history import (
     BrokerStopped,
     DecideOk,
     Delivered,
+    Drained,
     Ended,
     Event,
     History,
@@ -263,6 +264,10 @@ class Run:
         own = [[self._folder / STARTS.format(one), self._folder / BROKER_HISTORY.format(one)] for one in numbers]
         violations = [str(violation) for violation in judge(programs, own)]
         assert not violations, "\n".join(violations[:VIOLATIONS_SHOWN])
+        ends = [
+            event for event in read_histories(path for paths in own for path in paths) if isinstance(event, Drained)
+        ]
+        assert all(end.complete for end in ends), "the groups were not drained in time"
         assert counted["PublishOk"], "nothing was accepted: the run says nothing"
         assert counted["DecideOk"], "no transaction was decided: the run says nothing"
         return report

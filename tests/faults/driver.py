@@ -145,6 +145,8 @@ class DriverConnection:
         self.open = False
         self.left = False
         """The broker said goodbye."""
+        self.heard_at = time.monotonic()
+        self._asked_at = self.heard_at
 
     @property
     def unanswered(self) -> int:
@@ -205,9 +207,20 @@ class DriverConnection:
         if not chunk:
             await self._end("lost")
             raise Lost("the broker ended the connection")
+        self.heard_at = time.monotonic()
         await self._take_all(packets)
         arrived, self._arrived = self._arrived, []
         return arrived
+
+    async def stay_sure(self, seconds: float) -> None:
+        """Call it again and again: it asks for a sign of life, and gives the connection up after so long without."""
+        now = time.monotonic()
+        if now > self.heard_at + seconds:
+            await self._end("lost")
+            raise Lost(f"the broker said nothing for {seconds:g} s")
+        if now > max(self.heard_at, self._asked_at) + seconds / 4:
+            self._asked_at = now
+            await self.transmit(Ping(next(self._requests)))
 
     async def _take_all(self, packets: Sequence[Packet]) -> None:
         now = time.monotonic()

@@ -89,6 +89,8 @@ class Load:
     """How many messages may still be made dead letters, for one answer lists at most LETTERS_MAX."""
     host: str = "127.0.0.1"
     digest: Callable[[bytes], str] = digest_of
+    silence_max: float = float("inf")
+    """Seconds after which a consumer gives up a broker that says nothing."""
 
 
 async def _reconnect(load: Load, group: str, bindings: Iterable[Binding] = ()) -> DriverConnection | None:
@@ -178,6 +180,7 @@ async def _consume_on(connection: DriverConnection, load: Load, temper: Temper, 
         arrived: list[Arrival] = []
         with trio.move_on_after(0.05):
             arrived = await connection.receive()
+        await connection.stay_sure(load.silence_max)
         acks = [
             arrival.tag
             for arrival in arrived

@@ -112,7 +112,8 @@ def of_broker(shared: Sequence[Event], own: Sequence[Event], broker: str) -> lis
 def in_order(model: Model) -> Iterator[Violation]:
     """I12: first deliveries on one connection come in the order in which messages became deliverable.
 
-    Judged for messages of one topic of which one was answered before the other was sent.
+    Judged for messages of one topic of which one was answered before the other was sent. On a connection that
+    was opened while a line stood still, what comes back from the one before it may come late.
     """
     first = sorted(
         (deliveries[0] for (group, _), deliveries in model.deliveries.items() if group == AUDIT),
@@ -122,7 +123,8 @@ def in_order(model: Model) -> Iterator[Violation]:
     for delivery in reversed(first):
         event = delivery.event
         calls = model.calls.get(event.id, [])
-        if event.attempt != 1 or len(calls) != 1 or calls[0].invoked.delay:
+        opened_at = model.connections[event.connection].opened_at
+        if event.attempt != 1 or len(calls) != 1 or any(model.stalls_in(opened_at, opened_at)):
             continue
         call: Call = calls[0]
         key = (event.connection, call.invoked.topic)
