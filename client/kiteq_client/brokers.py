@@ -205,7 +205,11 @@ class Brokers:
     def _forget_settled(self) -> None:
         """Forget brokers that nobody dials and that owe us nothing."""
         dialled = [dialler.broker for dialler in self.diallers.values()]
-        self.all[:] = [one for one in self.all if one in dialled or (one.name and one.is_open)]
+        for one in [one for one in self.all if one not in dialled and not (one.name and one.is_open)]:
+            self.all.remove(one)
+            # What nobody waits for any more still has room of the window.
+            one.unanswered.give_up(connected=False)
+            one.preparing.forget_given_up()
 
     def connected(self, broker: Broker, session: Session) -> None:
         """Use a new connection."""

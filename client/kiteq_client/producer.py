@@ -33,6 +33,7 @@ class Producer:
         self._timeout = timeout
         self._watched = watched
         self._live: dict[Submission, None] = {}
+        self._has_cancelled = False
 
     @property
     def is_waiting(self) -> bool:
@@ -51,15 +52,16 @@ class Producer:
         finally:
             del self._live[submission]
             if not submission.closed:
-                submission.closed = True
+                submission.closed = self._has_cancelled = True
                 self.outgoing.withdraw(submission)
         return submission.results  # type: ignore[return-value]
 
     def end_late(self, now: float, unserved: Callable[[Iterable[str]], Exception | None]) -> bool:
-        """End calls whose time is over; return whether there were any."""
+        """End calls whose time is over; return whether any has ended without its answers, also by being cancelled."""
         late = [submission for submission in self._live if submission.deadline <= now]
+        has_cancelled, self._has_cancelled = self._has_cancelled, False
         if not late:
-            return False
+            return has_cancelled
         waited = f"no answer within {self._timeout:g} s"
         sent = SendTimeout(f"{waited}: whether it is stored is unknown; sending this message again is safe")
         behind = SendTimeout(f"{waited}: the brokers are behind, and it was not sent")

@@ -339,9 +339,9 @@ class Session:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether everything sent is answered, and everything delivered is answered and confirmed."""
+        """Whether nobody waits for an answer, and everything delivered is answered and confirmed."""
         return not (
-            self._unanswered.frames
+            self._unanswered.is_awaited
             or self._owner.preparing.is_open
             or self._owner.deciding.is_open
             or self.answers.count

@@ -32,9 +32,14 @@ class Unanswered:
         self._timeout = timeout
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for an answer that is on its way."""
+        return any(frame.is_wanted() for frame in self.frames.values())
+
+    @property
     def is_open(self) -> bool:
         """Whether somebody waits for an answer."""
-        return any(frame.is_wanted() for frames in (self.frames, self._kept) for frame in frames.values())
+        return self.is_awaited or any(frame.is_wanted() for frame in self._kept.values())
 
     def is_late(self, before: float) -> bool:
         """Whether the oldest frame was sent before that time."""
@@ -51,7 +56,8 @@ class Unanswered:
         self.size += frame.size
 
     def again(self) -> list[Frame]:
-        """Return what a new connection has to send again."""
+        """Return what a new connection has to send again: not what nobody waits for, which may be old."""
+        self.give_up(connected=False)
         now = monotonic()
         self.frames = {**self._kept, **self.frames}
         self._kept = {}

@@ -6,14 +6,14 @@ import anyio
 import pytest
 
 from kiteq.limits import MIB, PUBLISH_MESSAGES_MAX
-from kiteq.remoting.packets import Decide, Enlist, Goodbye, Hello, Prepare, Publish
+from kiteq.remoting.packets import Decide, Enlist, Goodbye, Hello, Prepare, Publish, Receipts
 from kiteq_client import (
     Client,
     Message,
     Outcome,
     Refused,
 )
-from kiteq_client.outgoing import FRAME_BYTES, Frame
+from kiteq_client.outgoing import FRAME_BYTES
 from tests.client.ledger import Ledger, everything, until
 from tests.client.peer import Connection, both_loops, peer
 
@@ -118,35 +118,31 @@ async def test_a_part_that_is_refused_rolls_the_others_back() -> None:
 @both_loops
 async def test_after_a_goodbye_of_the_broker_decisions_go_out_and_what_is_new_waits() -> None:
     ledger = Ledger()
-    begun = anyio.Event()
 
     async def leaving(connection: Connection) -> None:
         await connection.accept()
         await connection.send(ledger.answered(await connection.expect(Prepare)))
-        await begun.wait()
+        # Something unanswered keeps the client from saying goodbye at once.
+        unanswered = await connection.expect(Publish)
         await connection.send(Goodbye(0, "maintenance"))
-        while not isinstance(packet := await connection.receive(), Goodbye):
-            assert isinstance(packet, Decide)
-            await connection.send(ledger.answered(packet))
+        decision = await connection.expect(Decide)
+        await connection.send(ledger.answered(decision), Receipts(unanswered.request, 1, True, []))
+        await connection.expect(Goodbye)
 
     async with peer(leaving, ledger.script) as address, Client(address, group="g", topics=["trade"]) as client:
         [session] = client._brokers.sessions()
-        async with client.transaction(message()) as tx:
-            # Something unanswered keeps the client from saying goodbye at once.
-            session._owner.unanswered.frames[0] = Frame([], [message().encoded()])
-            begun.set()
+        async with client.transaction(message()) as tx, anyio.create_task_group() as tasks:
+            tasks.start_soon(client.send, message())
             await session.goodbye.wait()
-            async with anyio.create_task_group() as tasks:
 
-                async def begin() -> None:
-                    async with client.transaction(message()):
-                        pass
+            async def begin() -> None:
+                async with client.transaction(message()):
+                    pass
 
-                tasks.start_soon(begin)
-                await anyio.sleep(0.01)
-                await client.commit(tx.id)
-                assert ledger.committed == {tx.id}
-                del session._owner.unanswered.frames[0]
+            tasks.start_soon(begin)
+            await anyio.sleep(0.01)
+            await client.commit(tx.id)
+            assert ledger.committed == {tx.id}
         assert client.statistics().reconnects == 1
     assert len(ledger.committed) == 2
 
