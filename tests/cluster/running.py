@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
@@ -45,6 +46,8 @@ SEND_TIMEOUT: Final = 3.0
 """Of producers that are to give up now and then."""
 PATIENT_TIMEOUT: Final = 20.0
 """Of producers of a run in which no send may fail: longer than a drain and a start on a busy machine."""
+SILENCE_SECONDS_MAX: Final = 10.0
+"""Between two receipts of all producers, which ask many times a second: far less than this, but for a busy machine."""
 OUTAGE_SECONDS: Final = 5.0 * SESSION_SECONDS
 STARTS: Final = "starts-{}.jsonl"
 CHANGED: Final = "KITEQ_FAULTS_PACKAGES"
@@ -243,9 +246,13 @@ class Run:
             time.sleep(POLL_SECONDS)
 
     def assert_undisturbed(self, since: float) -> None:
-        """Fail if a program has met an error, or an auditor has lost a connection, after a time."""
-        failed = [event for event in self.events(since) if isinstance(event, PublishRefused | PublishUnknown)]
+        """Fail if after a time a program has met an error or long had no answer, or an auditor has lost a connection."""
+        events = self.events(since)
+        failed = [event for event in events if isinstance(event, PublishRefused | PublishUnknown)]
         assert not failed, f"sends failed: {failed}"
+        accepted = [event.at for event in events if isinstance(event, PublishOk)]
+        longest = max(later - earlier for earlier, later in pairwise(accepted))
+        assert longest < SILENCE_SECONDS_MAX, f"for {longest:.1f} s nothing was accepted"
         paths = [self._folder / BROKER_HISTORY.format(broker.number) for broker in self.cluster.brokers]
         ended = [event for event in read_histories(paths) if isinstance(event, Ended) and event.at > since]
         assert not ended, f"connections ended: {ended}"
