@@ -246,7 +246,7 @@ class Run:
             time.sleep(POLL_SECONDS)
 
     def assert_undisturbed(self, since: float) -> None:
-        """Fail if after a time a program has met an error or long had no answer, or an auditor has lost a connection."""
+        """Fail if after a time a program has met an error or a long silence, or an auditor has lost a connection."""
         events = self.events(since)
         failed = [event for event in events if isinstance(event, PublishRefused | PublishUnknown)]
         assert not failed, f"sends failed: {failed}"
