@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import anyio
 
-from kiteq.binding.bindings import Binding, to_wire
-from kiteq.errors import NotConnected, Refused, SendTimeout
+from kiteq.binding.bindings import Binding
+from kiteq.errors import KiteQError, NotConnected, Refused, SendTimeout
 from kiteq.remoting.packets import Subscribe, Unsubscribe
 from kiteq_client import spread
 from kiteq_client.broker import Broker
 from kiteq_client.dialler import Dialler
-from kiteq_client.greeting import Greeting
+from kiteq_client.greeting import Greeting, key_of, subscribing, unsubscribing
 from kiteq_client.members import Member, Members
 from kiteq_client.outgoing import Frame
 from kiteq_client.registry import Address
@@ -341,23 +341,51 @@ class Brokers:
 
     # --- bindings ------------------------------------------------------------------------------
     async def subscribe(self, binding: Binding) -> None:
-        """Add a binding at every broker that is connected and serves its topic, and bring it to the others later."""
+        """Add a binding at every broker that is connected and serves its topic, and bring it to the others later.
+
+        One that does not answer is one of the others, if another does.
+        """
         self._name({binding.topic})
-        for broker in await self._serving(binding.topic):
-            if broker.session is not None:
-                await broker.session.ask(lambda request: Subscribe(request, [to_wire(binding)]))
+        able = await self._serving(binding.topic)
+        problems = await self._ask_all(able, subscribing(binding))
+        refusals = [error for error in problems.values() if isinstance(error, Refused)]
+        if refusals or len(problems) == len(able):
+            raise [*refusals, *problems.values()][0]
+        for broker in able:
+            if (error := problems.get(broker)) is None:
                 broker.brought.append(binding)
+            else:
+                logger.warning("%s did not confirm %s, and is told again: %s", broker.name, binding, error)
         self._greeting.remember(binding)
         for dialler in self.diallers.values():
             dialler.bindings_changed.set()
 
     async def unsubscribe(self, binding: Binding) -> None:
         """Remove a binding at every broker that is connected, and bring it to none any more."""
-        packet: Any = partial(Unsubscribe, topic=binding.topic, kind=int(binding.kind), pattern=binding.pattern)
-        for broker in await self._serving(binding.topic):
-            if broker.session is not None:
-                await broker.session.ask(packet)
+        able = await self._serving(binding.topic)
         self._greeting.forget(binding)
+        for broker in able:
+            broker.brought = [known for known in broker.brought if key_of(known) != key_of(binding)]
+        for error in (await self._ask_all(able, unsubscribing(binding))).values():
+            raise error
+
+    async def _ask_all(
+        self, brokers: list[Broker], make: Callable[[int], Subscribe | Unsubscribe]
+    ) -> dict[Broker, Exception]:
+        """Ask all of these at once; return what went wrong, by broker."""
+        problems: dict[Broker, Exception] = {}
+
+        async def ask(broker: Broker, session: Session) -> None:
+            try:
+                await session.ask(make)
+            except KiteQError as error:
+                problems[broker] = error
+
+        async with anyio.create_task_group() as tasks:
+            for broker in brokers:
+                if broker.session is not None:
+                    tasks.start_soon(ask, broker, broker.session)
+        return problems
 
     async def _serving(self, topic: str) -> list[Broker]:
         """Return the connected brokers of a topic, once there is one. Raises `not_connected`."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 from anyio.abc import ByteStream, TaskGroup
 
-from kiteq.binding.bindings import to_wire
+from kiteq.binding.bindings import Binding
 from kiteq.errors import KiteQError, NotConnected, Refused, RemoteProtocolError
 from kiteq.limits import BODY_BYTES_MAX_DEFAULT, FRAME_OVERHEAD_BYTES
 from kiteq.remoting.codec import Decoder, encode_packet
-from kiteq.remoting.packets import Goodbye, Packet, Subscribe
-from kiteq_client.greeting import Greeting, greet
+from kiteq.remoting.packets import Goodbye, Packet, Subscribe, Unsubscribe
+from kiteq_client.greeting import Greeting, greet, key_of, subscribing, unsubscribing
 from kiteq_client.members import Member
 from kiteq_client.registry import Address
 from kiteq_client.session import Session
@@ -219,18 +220,30 @@ class Dialler:
         await session.leave()
 
     async def _bring_bindings(self, broker: Broker, session: Session) -> None:
-        """Bring what the greeting did not: the client has more bindings now, or the broker serves more topics."""
+        """Bring what the greeting did not, and take back what it should not have: both change meanwhile."""
         while True:
-            for binding in [
-                one for one in self._greeting.bindings if broker.serves_topic(one.topic) and one not in broker.brought
-            ]:
-                wire = [to_wire(binding)]
-                try:
-                    await session.ask(lambda request, wire=wire: Subscribe(request, wire))  # type: ignore[misc]
-                except KiteQError as error:
-                    logger.warning("%s did not take the binding %s: %s", self.address, binding, error)
-                broker.brought.append(binding)
-            await self.bindings_changed.wait()
+            change = self._next_change(broker)
+            if change is None:
+                await self.bindings_changed.wait()
+                continue
+            binding, packet = change
+            try:
+                await session.ask(packet)
+            except KiteQError as error:
+                logger.warning("%s did not take a change of the binding %s: %s", self.address, binding, error)
+
+    def _next_change(self, broker: Broker) -> tuple[Binding, Callable[[int], Subscribe | Unsubscribe]] | None:
+        """Return what differs from what the broker was told, and how it is told; it counts as told."""
+        wanted = {key_of(binding) for binding in self._greeting.bindings}
+        for one in broker.brought:
+            if key_of(one) not in wanted:
+                broker.brought.remove(one)
+                return one, unsubscribing(one)
+        for one in self._greeting.bindings:
+            if one not in broker.brought and broker.serves_topic(one.topic):
+                broker.brought.append(one)
+                return one, subscribing(one)
+        return None
 
     def _told(self, addresses: list[str]) -> None:
         try:

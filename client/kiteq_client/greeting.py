@@ -11,9 +11,18 @@ from kiteq.binding.bindings import Binding, to_wire
 from kiteq.errors import RemoteProtocolError, refusal
 from kiteq.limits import READ_BYTES
 from kiteq.remoting.codec import Decoder, encode_packet
-from kiteq.remoting.packets import PROTOCOL, WIRE_VERSIONS, Hello, Packet, Refusal, Welcome
+from kiteq.remoting.packets import (
+    PROTOCOL,
+    WIRE_VERSIONS,
+    Hello,
+    Packet,
+    Refusal,
+    Subscribe,
+    Unsubscribe,
+    Welcome,
+)
 
-__all__ = ["Greeting", "greet", "key_of"]
+__all__ = ["Greeting", "greet", "key_of", "subscribing", "unsubscribing"]
 
 HELLO_REQUEST: Final = 1
 """The number of the first request; its answer is known by its place."""
@@ -60,6 +69,16 @@ class Greeting:
 def key_of(binding: Binding) -> tuple[Any, ...]:
     """Return what tells one binding of a group from another."""
     return binding.topic, binding.kind, binding.pattern
+
+
+def subscribing(binding: Binding) -> Callable[[int], Subscribe]:
+    """Return what makes the request that adds a binding."""
+    return lambda request: Subscribe(request, [to_wire(binding)])
+
+
+def unsubscribing(binding: Binding) -> Callable[[int], Unsubscribe]:
+    """Return what makes the request that removes a binding."""
+    return lambda request: Unsubscribe(request, binding.topic, int(binding.kind), binding.pattern)
 
 
 async def greet(stream: ByteStream, decoder: Decoder, hello: Hello) -> tuple[Welcome, list[Packet]]:
