@@ -84,8 +84,14 @@ async def run_registration(
 
 async def stay_announced(core: Core, address: str, partitions: tuple[int, ...] = ()) -> None:
     """Let clients find this broker at HOST:PORT, and say who publishes through it, until it drains."""
-    registry = core.registry
+    registry, registration = core.registry, core.registration
     assert registry is not None
+    assert registration is not None
+    if registry.state.degraded:
+        log.warning("this broker is not announced yet", address=address, reason=registry.state.reason)
+    await registration.applied.wait()  # who finds this broker is bound here already
+    if core.draining:
+        return
     server = Server(core.store.broker_id, core.store.epoch, WIRE_VERSION, partitions)
     await _announced(registry.announce(address, server, core.settings.topics), address)
     told: set[Key] = set()

@@ -37,6 +37,7 @@ __all__ = ["Reconciled", "Registration", "bind_shared", "drop_shared", "reconcil
 PUBLISH_SECONDS: Final = 2.0
 """How long a client that binds waits for the registry; without it the binding is in force here, and shared later."""
 META_REGISTRY: Final = b"r"
+META_IDENTITY: Final = b"registry"
 
 log = structlog.get_logger()
 
@@ -130,9 +131,14 @@ class Registration:
     """Keeps the bindings of the store and those of the registry the same."""
 
     def __init__(self, core: Core, registry: Registry) -> None:
+        self.applied = trio.Event()
+        """Set once bindings of the registry are in force here: before that nobody should be sent here."""
         self._core = core
         self._registry = registry
         self._seen = _read_seen(core.store.tables)
+        self._identity = (core.store.tables.get(Table.META, META_IDENTITY) or b"").decode()
+        self._together: dict[Key, tuple[Sequence[Binding], Sequence[Binding]]] = {}
+        """What the registry holds and what is in force here, as of the last look, where nothing was left to do."""
         self._warned: dict[Key, str] = {}
 
     # --- what clients change here --------------------------------------------------------------
@@ -186,16 +192,26 @@ class Registration:
     async def apply(self, snapshot: Snapshot) -> None:
         """Bring the bindings here and in the registry together; return when those here are in force."""
         unshared: list[tuple[Key, Reconciled]] = []
-        for key, shared in sorted(snapshot.bindings.items()):
+        self._note_identity(snapshot.identity)
+        before, self._together = self._together, {}
+        for key, shared in snapshot.bindings.items():
             if shared is None:
+                continue
+            topic, group = key
+            both = shared, self._core.router.submitted(group, topic)
+            if before.get(key) == both:  # of many thousands nearly all
+                self._together[key] = both
                 continue
             found = self._apply(key, {pattern_of(one): one for one in shared})
             if found.bind_shared or found.unbind_shared:
                 unshared.append((key, found))
+            elif not any(found):
+                self._together[key] = both
         self._core.turn.end()
         finished = trio.Event()
         self._core.store.on_durable(finished.set)
         await finished.wait()
+        self.applied.set()
         for key, found in unshared:
             if not await self._publish(key, found):
                 self._apply(key, {pattern_of(one): one for one in snapshot.bindings[key] or ()})
@@ -261,6 +277,18 @@ class Registration:
                 )
 
         return done
+
+    def _note_identity(self, identity: str) -> None:
+        """Forget what another registry held: what this one lacks was not removed from it."""
+        if identity == self._identity:
+            return
+        submission = Submission(lambda _error: None, urgent=False)
+        submission.rows += [(Table.META, _seen_key(key), None) for key in self._seen]
+        submission.rows.append((Table.META, META_IDENTITY, identity.encode()))
+        self._core.store.writer.submit(submission)
+        self._identity = identity
+        self._seen.clear()
+        self._together.clear()
 
     def _save_seen(self, key: Key, shared: ByPattern) -> None:
         if shared == self._seen.get(key, {}):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kiteq.binding.bindings import Binding, Kind
+from kiteq.message import check_name
 
 __all__ = [
     "BINDINGS",
@@ -148,6 +149,7 @@ def encode_entries(entries: Iterable[Entry]) -> bytes:
 
 def decode_entries(topic: str, group: str, content: bytes) -> list[Entry]:
     """Return the bindings that a node holds. Raises `ValueError`; unknown fields are kept."""
+    check_name("group", group)
     items = _parsed(content)
     if not isinstance(items, list) or len(items) > ENTRIES_MAX:
         raise ValueError(f"it is not a JSON list of at most {ENTRIES_MAX} bindings")

@@ -23,10 +23,12 @@ class Snapshot:
     bindings: by topic and group. None: nothing is known of this node now. A key that is missing means
     nothing either. A list that lacks a binding means that somebody removed it.
     servers: by topic ("*": every topic) and address.
+    identity: another one after the registry was wiped, or when it is another registry than before.
     """
 
     bindings: Mapping[Key, tuple[Binding, ...] | None]
     servers: ServerMap
+    identity: str = ""
 
 
 class Registry(Protocol):

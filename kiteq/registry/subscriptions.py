@@ -36,10 +36,13 @@ class Subscriptions:
     unfinished = False
 
     def __init__(self, session: ZooKeeperSession, log: Log) -> None:
+        self.identity = ""
+        """When the folder of all bindings was made: another one after ZooKeeper was wiped."""
         self._unreadable: dict[Key, UnreadableNode] = {}
         self._session = session
         self._log = log
         self._mirror: Mirror[tuple[Binding, ...]] = Mirror(session, log, BINDINGS, _read)
+        self._has_news = False
         self._pending: dict[Key, list[Change]] = {}
         self._stuck: set[Key] = set()
         self._known: dict[Key, tuple[Binding, ...]] = {}
@@ -51,8 +54,7 @@ class Subscriptions:
 
     def remember(self, bindings: Mapping[Key, Iterable[Binding]]) -> None:
         """Take what the broker's store knows, by topic and group, for nodes that are missing."""
-        for key, known in bindings.items():
-            self._known.setdefault(key, tuple(known))
+        self._known |= {key: tuple(known) for key, known in bindings.items() if known}
 
     def change(self, key: Key, change: Change) -> None:
         """Have a change made; it is kept until it is known to be in ZooKeeper, or a later one replaces it."""
@@ -62,6 +64,7 @@ class Subscriptions:
                 one.wishes.pop(pattern, None)
         self._pending[key] = [*(one for one in earlier if one.wishes), change]
         self._stuck.discard(key)
+        self._has_news = True  # what was told of this node meanwhile is not believed
 
     @property
     def problem(self) -> UnreadableNode | None:
@@ -89,16 +92,21 @@ class Subscriptions:
             self._stuck.clear()
         self._write([key for key in self._pending if key not in self._stuck])
         changed = self._mirror.refresh(full=full)
+        self._has_news |= changed  # a later step may raise: it is told when one turn comes through
         if full and self._fill_in():
-            changed |= self._mirror.refresh(full=False)
+            self._has_news |= self._mirror.refresh(full=False)
         if full or changed:
+            self._note_identity()  # after the nodes were read: they are of this folder, or of an older one
             for key, bindings in self.snapshot().items():
-                if bindings is not None:
+                if bindings:
                     self._known[key] = bindings
+                elif bindings is not None:
+                    self._known.pop(key, None)
         if full and time.monotonic() >= self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             self._sweep()
-        return changed
+        has_news, self._has_news = self._has_news, False
+        return has_news
 
     def snapshot(self) -> dict[Key, tuple[Binding, ...] | None]:
         """Return what each node holds, by topic and group; None for one of which that is not known now."""
@@ -113,8 +121,7 @@ class Subscriptions:
     def _fill_in(self) -> bool:
         """Make nodes again that are missing though their bindings are known."""
         there = self.snapshot().keys()
-        known = [key for key, bindings in self._known.items() if bindings]
-        lost = [key for key in known if key not in there and self._mirror.covers(key[0])]
+        lost = [key for key in self._known if key not in there and self._mirror.covers(key[0])]
         for key in lost:
             self._pending.setdefault(key, [])
         if lost:
@@ -122,20 +129,26 @@ class Subscriptions:
             self._write(lost)
         return bool(lost)
 
+    def _note_identity(self) -> None:
+        stat = self._session.call("exists", BINDINGS)
+        if stat is None:
+            self._session.make_folders([BINDINGS])
+            stat = self._session.call("exists", BINDINGS)
+        if stat is not None:  # else it was deleted this moment, and that rings
+            identity = f"{stat.czxid:x}-{stat.ctime:x}"
+            self._has_news |= identity != self.identity
+            self.identity = identity
+
     def _sweep(self) -> None:
         """Delete nodes that hold no binding any more, long after the last one was removed."""
-        empty = [key for key, bindings in self.snapshot().items() if bindings == ()]
-        paths = [bindings_path(*key) for key in empty]
+        paths = [bindings_path(*key) for key, bindings in self.snapshot().items() if bindings == ()]
         old: list[tuple[str, int]] = []
-        for key, path, answer in zip(
-            empty, paths, self._session.gather("get", [(path,) for path in paths]), strict=True
-        ):
+        for path, answer in zip(paths, self._session.gather("get", [(path,) for path in paths]), strict=True):
             if isinstance(answer, Exception):
                 continue
             stat = answer[1]
             if time.time() - stat.mtime / 1000 > FORGOTTEN_SECONDS:
                 old.append((path, stat.version))
-                self._known.pop(key, None)  # else it would be written again
         self._session.gather("delete", old)
 
     def _write(self, keys: list[Key]) -> None:
@@ -156,6 +169,7 @@ class Subscriptions:
             if content is None:
                 if key not in self._stuck:
                     del self._pending[key]
+                    self._has_news = True
             elif missing:
                 creations.append((key, bindings_path(*key), content))
             else:
@@ -176,6 +190,7 @@ class Subscriptions:
             again.append(key)
             return
         del self._pending[key]
+        self._has_news = True
         self._mirror.touch(key[0], bindings_path(*key))
 
     def _changed(self, key: Key, content: bytes | None) -> bytes | None:

@@ -164,7 +164,7 @@ async def open_registry(
     servers.want(servers_of)
 
     def view() -> Snapshot:
-        return Snapshot(subscriptions.snapshot(), servers.snapshot())
+        return Snapshot(subscriptions.snapshot(), servers.snapshot(), subscriptions.identity)
 
     attachment: Attachment[Snapshot] = Attachment()
     # What is announced comes last: a broker that is found knows its bindings.

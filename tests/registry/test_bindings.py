@@ -15,7 +15,8 @@ from kiteq.errors import Refused
 from kiteq.registry import subscriptions
 from kiteq.registry.errors import RegistryUnavailable, UnreadableNode
 from kiteq.registry.layout import decode_entries, encode_entries, entry
-from tests.registry.parts import ListLog, expire, in_thread, opened, until, until_told
+from tests.registry.parts import WAIT_SECONDS, ListLog, expire, in_thread, opened, until, until_told
+from tests.support.zookeeper import ZooKeeperProcess
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +206,30 @@ async def test_only_the_wanted_topics_are_told_of_also_those_that_come_later(url
         await until_told(registry, lambda snapshot: snapshot.bindings == {})
         hand.create("/kiteq/sub/u/g-bind", encode_entries([entry("g", fanout("u"))]), makepath=True)
         await until_told(registry, lambda snapshot: snapshot.bindings)
+
+
+async def test_a_change_that_changes_nothing_is_told(url: str) -> None:
+    async with opened(url) as one, opened(url) as other:
+        await one.merge_bindings("g", "t", [A])
+        await until_told(other, lambda snapshot: snapshot.bindings == {KEY: (A,)})
+        await other.merge_bindings("g", "t", [A])
+        with trio.fail_after(WAIT_SECONDS):  # what was told while this was asked for was not to be believed
+            assert (await other.wait_changed()).bindings == {KEY: (A,)}
+
+
+async def test_a_registry_that_was_wiped_is_another_one(own_zookeeper: ZooKeeperProcess) -> None:
+    url = f"zk://{own_zookeeper.address}/wiped"
+    async with opened(url) as one, opened(url) as other:
+        before = (await one.wait_changed()).identity
+        assert before
+        assert (await other.wait_changed()).identity == before
+        async with opened(f"{url}/deeper") as elsewhere:
+            assert (await elsewhere.wait_changed()).identity not in {before, ""}
+        await in_thread(own_zookeeper.kill)
+        await in_thread(own_zookeeper.wipe)
+        await in_thread(own_zookeeper.start)
+        after = (await until_told(one, lambda snapshot: snapshot.identity != before)).identity
+        assert (await until_told(other, lambda snapshot: snapshot.identity != before)).identity == after
 
 
 async def test_watches_go_on_after_a_lost_session(url: str) -> None:

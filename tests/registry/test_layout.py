@@ -129,3 +129,9 @@ def test_too_many_bindings_are_refused() -> None:
     entries = [entry("g", direct("trade", f"{number:0200}")) for number in range(2_000)]
     with pytest.raises(ValueError, match="at most"):
         encode_entries(entries)
+
+
+@pytest.mark.parametrize("group", ["", "two words", "g" * 256])
+def test_a_node_whose_group_no_client_can_have_is_malformed(group: str) -> None:
+    with pytest.raises(ValueError, match="group"):
+        decode_entries("trade", group, encode_entries([entry(group, direct("trade", "pay"))]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from kiteq.binding.bindings import Binding, direct, fanout
 from kiteq.broker import Broker, serve
@@ -37,6 +38,7 @@ class Shelf:
     def __init__(self) -> None:
         self.board = Board()
         self.away = False
+        self.identity = "first"
         self.announced: list[str] = []
         self.refusal: Refused | None = None
         self._asked: list[Callable[[], object]] = []
@@ -44,9 +46,9 @@ class Shelf:
 
     @asynccontextmanager
     async def open(self, known: Mapping[Key, Iterable[Binding]]) -> AsyncIterator[Registry]:
-        for key, bindings in known.items():
-            self.board.learn(key, bindings)
         if not self.away:
+            for key, bindings in known.items():
+                self.board.learn(key, bindings)
             self.tell()
         yield self
 
@@ -55,12 +57,12 @@ class Shelf:
         self._changed.set()
 
     def come_back(self) -> None:
+        """Be reached again; it tells what it holds later."""
         self.away = False
         for asked in self._asked:
             with suppress(Refused):
                 asked()
         self._asked.clear()
-        self.tell()
 
     def patterns(self, key: Key = KEY) -> set[str]:
         return {one.pattern for one in self.board.nodes.get(key, ())}
@@ -98,7 +100,7 @@ class Shelf:
     async def wait_changed(self) -> Snapshot:
         await self._changed.wait()
         self._changed = trio.Event()
-        return Snapshot(dict(self.board.nodes), {})
+        return Snapshot(dict(self.board.nodes), {}, self.identity)
 
     def _do(self, asked: Callable[[], object]) -> None:
         if self.away:
@@ -163,6 +165,7 @@ async def test_what_contradicts_the_registry_after_an_outage_gives_way_to_it(tmp
         await connect(broker, "g", direct("t", "a", watermark=10))
         shelf.board.merge(KEY, [direct("t", "b", watermark=20)])
         shelf.come_back()
+        shelf.tell()
         await until(lambda: bound(broker) == {"b"})
         await applied(broker, shelf)
         assert (shelf.patterns(), bound(broker)) == ({"b"}, {"b"})
@@ -181,6 +184,7 @@ async def test_what_is_removed_and_bound_again_during_an_outage_stays_bound(tmp_
             await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
         await connect(broker, "g", direct("t", "a"))
         shelf.come_back()
+        shelf.tell()
         await applied(broker, shelf)
         assert (shelf.patterns(), bound(broker)) == ({"a"}, {"a"})
 
@@ -227,3 +231,34 @@ async def test_a_broker_that_ends_while_a_binding_is_removed_ends_well(tmp_path:
         await until(lambda: bound(broker) == {"b"})
         await applied(broker, shelf)
         assert shelf.patterns() == {"b"}
+
+
+async def test_what_another_registry_lacks_was_not_removed_from_it(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        await connect(broker, "g", direct("t", "a"), direct("t", "b"))
+        await applied(broker, shelf)
+    wiped = Shelf()
+    wiped.identity = "second"
+    wiped.board.merge(KEY, [direct("t", "a")])  # by a broker that was down when "b" was bound
+    wiped.away = True
+    async with joined(tmp_path, wiped) as broker:
+        wiped.come_back()
+        wiped.tell()
+        await until(lambda: wiped.patterns() == {"a", "b"})
+        await applied(broker, wiped)
+        assert (wiped.patterns(), bound(broker)) == ({"a", "b"}, {"a", "b"})
+
+
+async def test_a_broker_is_announced_only_when_the_bindings_of_the_registry_are_in_force(tmp_path: Path) -> None:
+    shelf = Shelf()
+    shelf.away = True
+    shelf.board.merge(KEY, [direct("t", "a")])
+    async with joined(tmp_path, shelf) as broker:
+        await trio.testing.wait_all_tasks_blocked()
+        shelf.come_back()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (shelf.announced, bound(broker)) == ([], set())
+        shelf.tell()
+        await until(lambda: shelf.announced)
+        assert bound(broker) == {"a"}
