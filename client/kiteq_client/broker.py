@@ -26,6 +26,7 @@ class Broker:
     take: called for the next frame, with the largest body that the broker takes.
     name: as the broker calls itself; "" before it has. session: None while there is no connection.
     serves: its topics, None for all. brought: the bindings that this connection has brought.
+    turn: when it took something last, as `Outgoing.next_turn` counts.
     refused_at: when it has refused last what it may take later, for instance because its disk is full.
     """
 
@@ -37,6 +38,7 @@ class Broker:
         self.serves: frozenset[str] | None = None
         self.brought: list[Binding] = []
         self.was_connected = False
+        self.turn = 0
         self.refused_at = float("-inf")
         self.unanswered = Unanswered(shared.outgoing, timeout)
         self.preparing = Preparing(shared.outgoing, transactions.answered_late, transactions.place)

@@ -149,6 +149,7 @@ class Outgoing:
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.lanes: dict[str, Lane] = {}
+        self._turn = 0
         self._ready = ready
         self._topics = topics
         self._wanted = False
@@ -157,6 +158,11 @@ class Outgoing:
     def has_room(self) -> bool:
         """Whether plain messages may be sent now."""
         return not self._wanted and self.in_flight < self.messages_max and self.in_flight_bytes < UNANSWERED_BYTES_MAX
+
+    def next_turn(self) -> int:
+        """Return a number that rises with each call."""
+        self._turn += 1
+        return self._turn
 
     def submit(self, submission: Submission) -> None:
         """Queue the messages of a call."""

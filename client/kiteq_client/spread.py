@@ -38,6 +38,7 @@ def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_byt
             if frame is not None:
                 # Topics take turns.
                 outgoing.lanes[topic] = outgoing.lanes.pop(topic)
+                broker.turn = outgoing.next_turn()
                 return frame
     return None
 
@@ -76,7 +77,8 @@ class _Share:
 
 
 def _least(brokers: Sequence[Broker]) -> Broker:
-    return min(brokers, key=lambda broker: broker.load)
+    """Brokers with as little to answer take turns: a program that sends one by one uses all."""
+    return min(brokers, key=lambda broker: (broker.load, broker.turn))
 
 
 def _takers(brokers: Sequence[Broker], topic: str, share: _Share) -> list[Broker]:

@@ -187,6 +187,7 @@ class Transactions:
 
     def _give(self, preparation: Preparation, broker: Broker) -> None:
         preparation.broker = broker
+        broker.turn = self._outgoing.next_turn()
         broker.preparing.waiting.append(preparation)
         broker.wake()
 

@@ -82,6 +82,24 @@ async def test_a_broker_that_refuses_for_a_while_is_left_alone_and_the_others_go
 
 
 @both_loops
+async def test_a_program_that_sends_one_by_one_uses_all_brokers() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2"), Ledger("b3")]
+    async with (
+        peer(ledgers[0].script) as one,
+        peer(ledgers[1].script) as two,
+        peer(ledgers[2].script) as three,
+        Client(f"kiteq://{one},{two},{three}", group="g") as client,
+    ):
+        await until(lambda: len(client._brokers.sessions()) == 3)
+        for _ in range(9):
+            await client.send(message())
+        assert [len(ledger.packets(Publish)) for ledger in ledgers] == [3, 3, 3]
+        for _ in range(9):
+            await client.prepare(message())
+        assert [len(ledger.packets(Prepare)) for ledger in ledgers] == [3, 3, 3]
+
+
+@both_loops
 async def test_one_call_is_spread_and_keeps_its_order_at_each_broker() -> None:
     ledgers = [Ledger("b1"), Ledger("b2"), Ledger("b3")]
     async with (
