@@ -12,9 +12,13 @@ from kiteq.registry.session import NoNodeError, ZooKeeperSession
 __all__ = ["Announcements", "may_replace"]
 
 
-def may_replace(theirs: Server, ours: Server) -> bool:
-    """Return whether a node of another session is our own of an earlier session or start."""
-    return theirs.broker_id == ours.broker_id and theirs.epoch <= ours.epoch
+def may_replace(theirs: Server, ours: Server, *, is_own_session: bool) -> bool:
+    """Return whether a node of another session is our own: of an earlier start, or of a session of this one.
+
+    A node of this start and a session that was never ours is made by a copy of the store: each would replace the
+    other's for ever.
+    """
+    return theirs.broker_id == ours.broker_id and (theirs.epoch < ours.epoch or is_own_session)
 
 
 class Announcements:
@@ -29,6 +33,8 @@ class Announcements:
         self._leaving: set[str] = set()
         self._folders: set[str] = set()
         self._dirty: set[str] = set()
+        self._sessions: set[int] = set()
+        """All that this process has had."""
         self._watch = session.watch(self._dirty.add)
 
     @property
@@ -50,6 +56,7 @@ class Announcements:
 
         Raises `RegistryUnavailable` and `CredentialsRefused`.
         """
+        self._sessions.add(self._session.session_id)
         if full:
             self._ours.clear()
             self._folders.clear()
@@ -84,7 +91,7 @@ class Announcements:
                 if content != encode_server(self._wanted[path]):
                     changed.append((path, encode_server(self._wanted[path]), stat.version))
                 continue
-            taken_here = self._in_the_way(path, content)
+            taken_here = self._in_the_way(path, content, stat.ephemeralOwner)
             if taken_here is not None:
                 taken = taken_here
                 continue
@@ -95,17 +102,18 @@ class Announcements:
         self._session.gather("delete", old)
         return missing + [path for path, _ in old], taken
 
-    def _in_the_way(self, path: str, content: bytes) -> AddressTaken | None:
+    def _in_the_way(self, path: str, content: bytes, owner: int) -> AddressTaken | None:
         ours = self._wanted[path]
         try:
             theirs = decode_server(content)
         except ValueError as error:
             return AddressTaken(f"the node {path} is there and not ours: {error}; is another broker at this address?")
-        if may_replace(theirs, ours):
+        if may_replace(theirs, ours, is_own_session=owner in self._sessions):
             return None
         if theirs.broker_id == ours.broker_id:
+            start = "a later start of this broker" if theirs.epoch > ours.epoch else "another process as this broker"
             return AddressTaken(
-                f"the node {path} was made by a later start of this broker (epoch {theirs.epoch}, here {ours.epoch}): "
+                f"the node {path} was made by {start} (epoch {theirs.epoch}, here {ours.epoch}): "
                 "does another process run on a copy of its store?"
             )
         return AddressTaken(f"the broker {theirs.broker_id} has announced itself at the same address: {path}")
