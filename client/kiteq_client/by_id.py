@@ -37,23 +37,29 @@ async def prepare(transactions: Transactions, messages: Sequence[Message], check
 
 
 async def decide(transactions: Transactions, what: Prepared | bytes | str, decision: Decision) -> None:
-    """Decide at the broker that knows it; without a `Prepared` each is asked in turn.
+    """Decide at the broker that knows it; without a `Prepared` each is asked in turn, whoever is silent.
 
     Raises as leaving a block does, always `DecisionPending` when there is no answer, and `NotConnected`
     when it may be known to a broker that is not reached.
     """
     transactions.check()
     unknown: KiteQError | None = None
+    late: list[tuple[Broker, Verdict]] = []
     for broker, token, name in _places(transactions.brokers.all, what):
         verdict = Verdict(token, decision, name, quiet=True)
         await transactions.decide(broker, verdict)
         if not verdict.answered:
-            raise pending(verdict, transactions.timeout)
-        if not isinstance(verdict.error, UnknownTransaction):
+            late.append((broker, verdict))
+        elif isinstance(verdict.error, UnknownTransaction):
+            unknown = verdict.error
+        else:
+            for other, unanswered in late:
+                other.deciding.drop(unanswered.id)
             if verdict.error is not None:
                 raise explained(verdict)
             return
-        unknown = verdict.error
+    if late:
+        raise pending(late[0][1], transactions.timeout)
     away = transactions.brokers.away()
     if unknown is None or away:
         raise NotConnected("; ".join(map(str, away.values())) or "no broker is connected")

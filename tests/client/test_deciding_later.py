@@ -21,7 +21,7 @@ from kiteq_client import (
     TransactionConflict,
     UnknownTransaction,
 )
-from tests.client.ledger import Ledger, hurried, warnings
+from tests.client.ledger import Ledger, everything, hurried, until, warnings
 from tests.client.peer import both_loops, peer
 
 
@@ -209,3 +209,26 @@ async def test_a_checker_hears_of_every_decision_on_disk() -> None:
             (four.id, Decision.COMMIT),
         ]
         assert ["failed to note" in text for text in texts] == [True]
+
+
+@both_loops
+async def test_a_broker_that_does_not_answer_keeps_no_decision_from_the_one_that_knows_it() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2")]
+    async with (
+        peer(ledgers[0].script) as one,
+        peer(ledgers[1].script) as two,
+        Client(f"kiteq://{one},{two}", group="g", topics=["trade"]) as client,
+    ):
+        await until(lambda: len(client._brokers.sessions()) == 2)
+        prepared = [await client.prepare(message()) for _ in range(2)]
+        first, second = client._brokers.all
+        [still] = [ledger for ledger in ledgers if ledger.broker == first.name]
+        [known] = [one for one in prepared if one.broker == second.name]
+        still.lose = everything
+        with hurried(client):
+            await client.commit(known.id)
+            assert client.statistics().pending_decisions == 0
+            [lost] = [one for one in prepared if one.broker == first.name]
+            with pytest.raises(DecisionPending):
+                await client.commit(lost.id)
+        still.lose = lambda _packet: False
