@@ -109,6 +109,7 @@ class Attachment(Generic[View]):
             with anyio.move_on_after(timeout):
                 await event.wait()
             if not event.is_set():
+                request.abandoned = True
                 reason = self.state().reason or "the registry takes long"
                 raise RegistryUnavailable(f"not done within {timeout:g} s: {reason}")
         if request.error is not None:

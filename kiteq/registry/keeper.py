@@ -65,11 +65,13 @@ class Request:
     """Something to do, in the keeper's thread. apply: changes what is wanted.
 
     finished: tells after a turn whether it is done; raises why it cannot be done.
+    abandoned: nobody waits for it any more; what it has changed stays.
     """
 
     apply: Callable[[], None]
     finished: Callable[[], bool]
     error: KiteQError | None = None
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class Keeper(Generic[View]):
                 done.append(request)
                 continue
             try:
-                if request.finished():
+                if request.abandoned or request.finished():
                     done.append(request)
             except KiteQError as error:
                 request.error = error

@@ -138,8 +138,9 @@ async def test_the_node_of_another_broker_is_waited_for(url: str, hand: Any, con
     log = ListLog()
     async with opened(url, log) as registry:
         with pytest.raises(AddressTaken, match=reason):
-            await registry.announce(ADDRESS, SERVER, ["trade", "pay"], timeout=0.2)
+            await registry.announce(ADDRESS, SERVER, ["trade", "pay"], timeout=1.0)
         assert hand.get(NODE)[0] == content
+        await until(lambda: not registry._attachment._waiting)
         assert there(hand, f"/kiteq/server/pay/{ADDRESS}") == SERVER
         assert registry.state.degraded
         assert re.search(reason, registry.state.reason)
