@@ -31,14 +31,16 @@ class Submission:
     """The messages of one call, and what became of each.
 
     deadline: when the call gives up; each answer moves it by `timeout`. finish: called once, at the end.
+    number: of the call; later ones have larger numbers.
     """
 
-    __slots__ = ("closed", "deadline", "finish", "messages", "pieces", "remaining", "results")
+    __slots__ = ("closed", "deadline", "finish", "messages", "number", "pieces", "remaining", "results")
 
     def __init__(self, messages: Sequence[Message], deadline: float, finish: Callable[[], None]) -> None:
         self.messages = messages
         self.deadline = deadline
         self.finish = finish
+        self.number = 0
         self.results: list[Result | None] = [None] * len(messages)
         self.remaining = len(messages)
         self.pieces: list[Piece] = []
@@ -69,20 +71,22 @@ class Submission:
 class Piece:
     """The messages of a submission that wait in one lane, in order; those before `taken` do not wait any more.
 
-    places: their indexes in the submission; None when they are all of it. again: they were taken before.
+    places: their indexes in the submission; None when they are all of it.
     """
 
-    __slots__ = ("again", "messages", "places", "submission", "taken")
+    __slots__ = ("messages", "places", "submission", "taken")
 
-    def __init__(
-        self, submission: Submission, messages: Sequence[Message], places: Sequence[int] | None, *, again: bool = False
-    ) -> None:
-        self.again = again
+    def __init__(self, submission: Submission, messages: Sequence[Message], places: Sequence[int] | None) -> None:
         self.submission = submission
         self.messages = messages
         self.places = places
         self.taken = 0
         submission.pieces.append(self)
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Return what orders the pieces of a lane: the call, and where in it the first message that waits is."""
+        return self.submission.number, self.indexes()[self.taken]
 
     def indexes(self) -> Sequence[int]:
         """Return the places of all its messages in the submission."""
@@ -167,6 +171,7 @@ class Outgoing:
     def submit(self, submission: Submission) -> None:
         """Queue the messages of a call."""
         messages = submission.messages
+        submission.number = self.next_turn()
         if self._topics is None:
             self._queue(EVERY_TOPIC, Piece(submission, messages, None))
         else:
@@ -183,12 +188,12 @@ class Outgoing:
         self._ready()
 
     def submit_again(self, frame: Frame) -> None:
-        """Queue the messages of a frame that no broker has; they come first."""
+        """Queue the messages of a frame that no broker has, before whatever was to be sent after them."""
         for piece, start, stop in frame.parts:
             submission = piece.submission
             if not submission.closed:
                 places = piece.indexes()[start:stop]
-                again = Piece(submission, piece.messages[start:stop], places, again=True)
+                again = Piece(submission, piece.messages[start:stop], places)
                 self._queue(EVERY_TOPIC if self._topics is None else again.messages[0].topic, again)
         self._ready()
 
@@ -196,11 +201,11 @@ class Outgoing:
         lane = self.lanes.get(topic)
         if lane is None:
             lane = self.lanes[topic] = Lane()
-        if piece.again:
-            # Several frames come back in the order in which they were sent.
-            lane.pieces.insert(sum(1 for _ in takewhile(lambda one: one.again, lane.pieces)), piece)
+        turn, waiting = piece.turn, lane.pieces
+        if not waiting or waiting[-1].turn < turn:
+            waiting.append(piece)
         else:
-            lane.pieces.append(piece)
+            waiting.insert(sum(1 for _ in takewhile(lambda one: one.turn < turn, waiting)), piece)
         lane.count += len(piece.messages)
 
     def withdraw(self, submission: Submission) -> None:

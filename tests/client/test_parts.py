@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from kiteq.limits import UNANSWERED_BYTES_MAX
 from kiteq.remoting.packets import Ack, Nack
 from kiteq_client import Handlers, Message, Received
 from kiteq_client.incoming import Answers, to_ranges
-from kiteq_client.outgoing import FRAME_BYTES, Outgoing, Submission
+from kiteq_client.outgoing import FRAME_BYTES, Frame, Outgoing, Submission
 from kiteq_client.registry import Address, parse_registry
 from kiteq_client.statistics import Counters
 
@@ -108,6 +110,27 @@ def test_frames_bring_every_message_once_in_order_within_the_window(sizes: list[
         outgoing.release(frame)
     assert blobs == [message.encoded() for message in messages]
     assert (outgoing.in_flight, outgoing.in_flight_bytes) == (0, 0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_what_comes_back_is_sent_again_in_the_order_of_the_calls(counts: list[int], random: Random) -> None:
+    outgoing = Outgoing(1_000, lambda: None)
+    calls = [[Message("t", "x") for _ in range(count)] for count in counts]
+    for call in calls:
+        outgoing.submit(Submission(call, 0, lambda: None))
+    frames: list[Frame] = []
+    for _ in range(20):
+        if frames and random.random() < 0.5:
+            outgoing.release(frame := frames.pop(random.randrange(len(frames))))
+            outgoing.submit_again(frame)
+        elif (taken := outgoing.take(1 << 20, messages_max=random.randint(1, 3))) is not None:
+            frames.append(taken)
+    for frame in random.sample(frames, len(frames)):
+        outgoing.release(frame)
+        outgoing.submit_again(frame)
+    last = outgoing.take(1 << 20)
+    assert last is not None
+    assert last.blobs == [message.encoded() for call in calls for message in call]
 
 
 def test_who_waits_for_room_gets_it_before_plain_messages() -> None:
