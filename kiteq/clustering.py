@@ -14,7 +14,7 @@ from kiteq.pipe.registration import Registration
 from kiteq.registry.errors import RegistryError
 from kiteq.registry.layout import Server
 from kiteq.registry.merging import Key
-from kiteq.registry.registry import OpenRegistry
+from kiteq.registry.registry import OpenRegistry, Registry, Snapshot
 from kiteq.registry_address import read_credentials
 from kiteq.remoting.packets import WIRE_VERSION
 
@@ -26,6 +26,8 @@ __all__ = ["leave", "opener", "run_registration", "stay_announced"]
 
 OPEN_SECONDS: Final = 5.0
 """How long a start waits for the registry, before it goes on with the bindings of the store."""
+LOOK_SECONDS: Final = 0.5
+"""How often a start that reads the registry looks whether that can still be reached."""
 WITHDRAW_SECONDS: Final = 1.0
 """How long a drain waits for the registry: without it, the announcement goes with the session."""
 PUBLISHERS_SECONDS: Final = 2.0
@@ -73,13 +75,22 @@ async def run_registration(
     async with open_registry(known) as registry:
         registration = Registration(core, registry)
         core.registry, core.registration = registry, registration
-        if registry.state.degraded:
+        first = await _first_snapshot(registry)
+        if first is None:
             log.warning("starting with the bindings of the store", reason=registry.state.reason)
         else:
-            await registration.apply(await registry.wait_changed())
+            await registration.apply(first)
         task_status.started()
         while True:
             await registration.apply(await registry.wait_changed())
+
+
+async def _first_snapshot(registry: Registry) -> Snapshot | None:
+    """Return what the registry holds, however long it is read; None as soon as it cannot be reached."""
+    while not registry.state.degraded:
+        with trio.move_on_after(LOOK_SECONDS):
+            return await registry.wait_changed()
+    return None
 
 
 async def stay_announced(core: Core, address: str, partitions: tuple[int, ...] = ()) -> None:

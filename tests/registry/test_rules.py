@@ -25,7 +25,7 @@ from kiteq.registry.merging import Key
 from kiteq.registry.registry import Registry, Snapshot
 from kiteq.workers.board import Board
 from tests.e2e.wire import connect, numbered
-from tests.registry.parts import until
+from tests.registry.parts import WAIT_SECONDS, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +38,7 @@ class Shelf:
     def __init__(self) -> None:
         self.board = Board()
         self.away = False
+        self.is_slow = False
         self.identity = "first"
         self.announced: list[str] = []
         self.refusal: Refused | None = None
@@ -46,7 +47,7 @@ class Shelf:
 
     @asynccontextmanager
     async def open(self, known: Mapping[Key, Iterable[Binding]]) -> AsyncIterator[Registry]:
-        if not self.away:
+        if not self.away and not self.is_slow:
             for key, bindings in known.items():
                 self.board.learn(key, bindings)
             self.tell()
@@ -226,6 +227,7 @@ async def test_a_broker_that_ends_while_a_binding_is_removed_ends_well(tmp_path:
     shelf = Shelf()
     async with joined(tmp_path, shelf) as broker:
         await connect(broker, "g", direct("t", "a"), direct("t", "b"))
+        await applied(broker, shelf)
         assert unbind_shared(broker.core, "g", "t", 0, "a", lambda _error: None)
     async with joined(tmp_path, shelf) as broker:
         await until(lambda: bound(broker) == {"b"})
@@ -262,3 +264,18 @@ async def test_a_broker_is_announced_only_when_the_bindings_of_the_registry_are_
         shelf.tell()
         await until(lambda: shelf.announced)
         assert bound(broker) == {"a"}
+
+
+async def test_a_registry_that_goes_away_while_it_is_read_does_not_hold_up_the_start(tmp_path: Path) -> None:
+    shelf = Shelf()
+    shelf.is_slow = True
+    async with trio.open_nursery() as nursery:
+
+        async def go_away() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            shelf.away = True
+
+        nursery.start_soon(go_away)
+        with trio.fail_after(WAIT_SECONDS):
+            async with joined(tmp_path, shelf) as broker:
+                await connect(broker, "g", direct("t", "a"))
