@@ -161,7 +161,9 @@ class Brokers:
 
     # --- what the diallers ask -----------------------------------------------------------------
     def claim(self, dialler: Dialler, name: str) -> Broker | None:
-        """Return the broker that calls itself so, None if it is connected already."""
+        """Return the broker that calls itself so, None if it is connected already, or if the client leaves."""
+        if self.leaving:
+            return None
         before, known = dialler.broker, self._named(name)
         dialler.twin = None
         if known is not None and known.session is not None:

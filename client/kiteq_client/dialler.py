@@ -44,7 +44,7 @@ class _Owner(Protocol):
     leaving: bool
 
     def claim(self, dialler: Dialler, name: str) -> Broker | None:
-        """Return the broker that calls itself so, None if it is connected already."""
+        """Return the broker that calls itself so, None if it is connected already, or if the client leaves."""
 
     def connected(self, broker: Broker, session: Session) -> None:
         """Use a new connection."""
@@ -171,8 +171,9 @@ class Dialler:
                 ) from error
             broker = self._owner.claim(self, welcome.broker)
             if broker is None:
-                logger.debug("%s is broker %s, which is connected already", self.address, welcome.broker)
-                await stream.send(encode_packet(Goodbye(GOODBYE_REQUEST, "connected already")))
+                why = "leaving" if self._owner.leaving else "connected already"
+                logger.debug("%s is broker %s: %s", self.address, welcome.broker, why)
+                await stream.send(encode_packet(Goodbye(GOODBYE_REQUEST, why)))
                 self.tried.set()
                 self._owner.failed()
                 return

@@ -7,9 +7,20 @@ import asyncio
 import anyio
 import pytest
 
-from kiteq.remoting.packets import Admin, AdminReply, Goodbye, Ping, Refusal, Subscribe, Subscribed, Unsubscribe
+from kiteq.remoting.packets import (
+    Admin,
+    AdminReply,
+    Goodbye,
+    Hello,
+    Ping,
+    Refusal,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Welcome,
+)
 from kiteq_client import Client, ClientClosed, Message, NotConnected, Received, Refused, SendTimeout, direct, fanout
-from tests.client.peer import Connection, both_loops, peer, well
+from tests.client.peer import LIMITS, Connection, both_loops, peer, well
 
 
 class OwnError(Exception):
@@ -296,3 +307,27 @@ async def test_leaving_one_broker_earlier_than_another_does_not_connect_to_it_ag
     async with peer(quick) as first, peer(slow) as second, Client(f"kiteq://{first},{second}", group="g"):
         pass
     assert connections == 1
+
+
+@both_loops
+async def test_a_broker_that_accepts_while_the_client_leaves_is_told_goodbye_at_once() -> None:
+    greeted, leaving, over = anyio.Event(), anyio.Event(), anyio.Event()
+    told: list[object] = []
+
+    async def first(connection: Connection) -> None:
+        await connection.accept()
+        await connection.serve()
+        leaving.set()
+        await over.wait()
+
+    async def slow(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        greeted.set()
+        await leaving.wait()
+        await connection.send(Welcome(hello.request, 1, "b2", LIMITS, admin=True))
+        told.append(await connection.receive())
+        over.set()
+
+    async with peer(first) as one, peer(slow) as two, Client(f"kiteq://{one},{two}", group="g"):
+        await greeted.wait()
+    assert [type(packet) for packet in told] == [Goodbye]
