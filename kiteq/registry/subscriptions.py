@@ -202,11 +202,7 @@ class Subscriptions:
             else:
                 entries = decode_entries(topic, group, content)
         except ValueError as error:
-            self._stuck.add(key)
-            self._unreadable[key] = UnreadableNode(
-                f"the node {bindings_path(topic, group)} is not what KiteQ writes ({error}); delete it, and the "
-                "brokers write it anew"
-            )
+            self._leave_alone(key, f"is not what KiteQ writes ({error}); delete it, and the brokers write it anew")
             return None
         self._unreadable.pop(key, None)
         after, result = entries, content
@@ -222,8 +218,15 @@ class Subscriptions:
                     "bindings contradict those in the registry", topic=topic, group=group, reason=str(error)
                 )
         if content is None and result is None:
-            result = encode_entries(entries)
+            try:
+                result = encode_entries(entries)
+            except ValueError as error:  # more than a node takes were bound while there was no registry
+                self._leave_alone(key, f"cannot be written: {error}")
         return None if result == content else result
+
+    def _leave_alone(self, key: Key, why: str) -> None:
+        self._stuck.add(key)
+        self._unreadable[key] = UnreadableNode(f"the node {bindings_path(*key)} {why}")
 
 
 def _read(topic: str, name: str, content: bytes) -> tuple[Binding, ...] | None:

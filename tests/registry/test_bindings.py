@@ -15,7 +15,7 @@ from kiteq.errors import Refused
 from kiteq.registry import subscriptions
 from kiteq.registry.errors import RegistryUnavailable, UnreadableNode
 from kiteq.registry.layout import decode_entries, encode_entries, entry
-from tests.registry.parts import WAIT_SECONDS, ListLog, expire, in_thread, opened, until, until_told
+from tests.registry.parts import ADDRESS, SERVER, WAIT_SECONDS, ListLog, expire, in_thread, opened, until, until_told
 from tests.support.zookeeper import ZooKeeperProcess
 
 pytestmark = pytest.mark.slow
@@ -206,6 +206,17 @@ async def test_only_the_wanted_topics_are_told_of_also_those_that_come_later(url
         await until_told(registry, lambda snapshot: snapshot.bindings == {})
         hand.create("/kiteq/sub/u/g-bind", encode_entries([entry("g", fanout("u"))]), makepath=True)
         await until_told(registry, lambda snapshot: snapshot.bindings)
+
+
+async def test_a_group_with_more_bindings_than_a_node_takes_holds_up_nothing_else(url: str, hand: Any) -> None:
+    many = [direct("t", f"type-{number}") for number in range(5_000)]
+    async with opened(url, known={KEY: many, ("t", "h"): [A]}) as registry:
+        await registry.announce(ADDRESS, SERVER)
+        assert held(hand, "/kiteq/sub/t/h-bind") == [A]
+        assert "/kiteq/sub/t/g-bind cannot be written" in registry.state.reason
+        with pytest.raises(Refused, match="at most 524288 bytes"):
+            await registry.merge_bindings("g", "t", [A])
+        assert (await registry.wait_changed()).bindings == {("t", "h"): (A,)}
 
 
 async def test_a_change_that_changes_nothing_is_told(url: str) -> None:
