@@ -115,7 +115,7 @@ def _rounds(folder: Path, rounds: int) -> None:
 
 
 def test_nothing_promised_is_broken_by_faults_at_the_same_time(tmp_path: Path) -> None:
-    _rounds(tmp_path, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "3")))
+    _rounds(tmp_path, int(os.environ.get("KITEQ_FAULTS_ROUNDS", "2")))
 
 
 @pytest.mark.long
