@@ -248,6 +248,11 @@ class Session:
         if not self.goodbye.is_set():
             logger.info("%s says goodbye: %s", self.broker, reason)
             self.leaving = True
+            # What is not begun would hold up the broker, and be cut off in the middle of a message.
+            incoming = self._shared.incoming
+            for first, last in incoming.queued_ranges(self):
+                self.hand_back(first, last)
+            incoming.drop(self)
             self.goodbye.set()
             self.reason = self.reason or f"the broker said goodbye: {reason}"
 
