@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
+import anyio
+
 from kiteq.binding.bindings import Binding
-from kiteq.remoting.packets import Ask
+from kiteq.errors import KiteQError
+from kiteq.remoting.packets import Ask, Subscribe, Unsubscribe
 from kiteq_client.deciding import Deciding
 from kiteq_client.outgoing import Frame
 from kiteq_client.preparing import Preparing
@@ -15,7 +18,7 @@ from kiteq_client.shared import Shared
 from kiteq_client.transactions import Transactions
 from kiteq_client.unanswered import Unanswered
 
-__all__ = ["Broker"]
+__all__ = ["Broker", "ask_all"]
 
 REQUEST_MAX: Final = (1 << 32) - 1
 
@@ -98,3 +101,22 @@ class Broker:
     def asked(self, packet: Ask) -> None:
         """Answer what the broker asks about transactions."""
         self._transactions.asked(self, packet)
+
+
+async def ask_all(
+    brokers: Iterable[Broker], make: Callable[[int], Subscribe | Unsubscribe]
+) -> dict[Broker, KiteQError]:
+    """Ask all of these that are connected at once; return what went wrong, by broker."""
+    problems: dict[Broker, KiteQError] = {}
+
+    async def ask(broker: Broker, session: Session) -> None:
+        try:
+            await session.ask(make)
+        except KiteQError as error:
+            problems[broker] = error
+
+    async with anyio.create_task_group() as tasks:
+        for broker in brokers:
+            if broker.session is not None:
+                tasks.start_soon(ask, broker, broker.session)
+    return problems

@@ -16,10 +16,9 @@ from typing import Any, Final
 import anyio
 
 from kiteq.binding.bindings import Binding
-from kiteq.errors import KiteQError, NotConnected, Refused, SendTimeout
-from kiteq.remoting.packets import Subscribe, Unsubscribe
+from kiteq.errors import NotConnected, Refused, SendTimeout
 from kiteq_client import spread
-from kiteq_client.broker import Broker
+from kiteq_client.broker import Broker, ask_all
 from kiteq_client.dialler import Dialler
 from kiteq_client.greeting import Greeting, key_of, subscribing, unsubscribing
 from kiteq_client.members import Member, Members
@@ -168,6 +167,9 @@ class Brokers:
         dialler.twin = None
         if known is not None and known.session is not None:
             dialler.twin = known
+            if any(one.broker is known and one.member.is_before(dialler.member) for one in self.diallers.values()):
+                # Nothing may come from there that would end the line by itself.
+                known.session.abandon(f"the broker has started again at {dialler.address}")
             return None
         if known is None:
             if before is not None and not before.name:
@@ -349,7 +351,7 @@ class Brokers:
         """
         self._name({binding.topic})
         able = await self._serving(binding.topic)
-        problems = await self._ask_all(able, subscribing(binding))
+        problems = await ask_all(able, subscribing(binding))
         refusals = [error for error in problems.values() if isinstance(error, Refused)]
         if refusals or len(problems) == len(able):
             raise [*refusals, *problems.values()][0]
@@ -368,26 +370,8 @@ class Brokers:
         self._greeting.forget(binding)
         for broker in able:
             broker.brought = [known for known in broker.brought if key_of(known) != key_of(binding)]
-        for error in (await self._ask_all(able, unsubscribing(binding))).values():
+        for error in (await ask_all(able, unsubscribing(binding))).values():
             raise error
-
-    async def _ask_all(
-        self, brokers: list[Broker], make: Callable[[int], Subscribe | Unsubscribe]
-    ) -> dict[Broker, Exception]:
-        """Ask all of these at once; return what went wrong, by broker."""
-        problems: dict[Broker, Exception] = {}
-
-        async def ask(broker: Broker, session: Session) -> None:
-            try:
-                await session.ask(make)
-            except KiteQError as error:
-                problems[broker] = error
-
-        async with anyio.create_task_group() as tasks:
-            for broker in brokers:
-                if broker.session is not None:
-                    tasks.start_soon(ask, broker, broker.session)
-        return problems
 
     async def _serving(self, topic: str) -> list[Broker]:
         """Return the connected brokers of a topic, once there is one. Raises `not_connected`."""

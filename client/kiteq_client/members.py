@@ -22,6 +22,10 @@ class Member(NamedTuple):
         """Whether it serves a topic."""
         return self.serves is None or topic in self.serves
 
+    def is_before(self, other: Member) -> bool:
+        """Whether this was an earlier start of the same broker, elsewhere."""
+        return self.name == other.name and self.address != other.address and self.epoch < other.epoch
+
 
 class Members(Protocol):
     """The source of a client's brokers.

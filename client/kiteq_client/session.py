@@ -357,6 +357,11 @@ class Session:
             or self._shared.incoming.queued_ranges(self)
         )
 
+    def abandon(self, why: str) -> None:
+        """End the connection without a goodbye: there is nobody at the other end."""
+        self.reason = self.reason or why
+        self._scope.cancel()
+
     async def wait_quiet(self) -> None:
         """Return when nothing is open any more, or when the connection ended."""
         while self.alive and not self.is_quiet:

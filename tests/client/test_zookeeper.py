@@ -237,6 +237,23 @@ async def test_what_a_start_before_has_left_at_another_address_is_not_dialled(ur
 
 
 @with_zookeeper
+async def test_the_line_to_a_machine_that_is_dead_does_not_keep_its_broker_from_being_found_elsewhere(url: str) -> None:
+    before, after = Announced("b1", url), Announced("b1", url)
+    before.ledger.lose = lambda _packet: True  # the machine is gone, and no word of that comes
+    async with (
+        before.running("trade"),
+        Client(url, group="g", topics=["trade"]) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(client.send, message("trade", b"first"))
+        await until(lambda: before.bodies("trade"))
+        after._epoch = 1
+        async with after.running("trade"):
+            await client.send(message("trade", b"second"))
+            assert after.bodies("trade") == [b"first", b"second"]
+
+
+@with_zookeeper
 async def test_a_transaction_is_at_a_broker_that_serves_all_its_topics(url: str) -> None:
     trade, both, feed = (Announced(name, url) for name in ("b1", "b2", "b3"))
     async with trade.running("trade"), feed.running("feed"), Client(url, group="g", topics=["trade", "feed"]) as client:
