@@ -171,6 +171,7 @@ async def _sweep(core: Core) -> None:
     while True:
         for topic in list(core.store.topics.values()):
             await _sweep_topic(core, topic)
+        core.deliveries.forget_groups({group for group, _ in core.taking_over})  # those are about to have one
         await trio.sleep(SWEEP_SECONDS)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,12 @@ class Deliveries:
         if group is None:
             group = self.groups[name] = Group(name, self._clock.monotonic())
         return group
+
+    def forget_groups(self, kept: Collection[str]) -> None:
+        """Forget groups that have neither members nor subscriptions, as each `kiteq listen` leaves one."""
+        for name in [one.name for one in self.groups.values() if not (one.members or one.outlets)]:
+            if name not in kept:
+                del self.groups[name]
 
     def take_due(self, due: list[tuple[int, int, int]]) -> None:
         """Take (subscription, sequence, due ms) of what waited for another attempt before a restart."""

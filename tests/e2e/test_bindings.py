@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from kiteq import recovery
 from kiteq.binding.bindings import direct, fanout, regex
 from kiteq.broker import Broker
 from kiteq.message import Message
@@ -150,3 +151,18 @@ async def test_a_malformed_administrative_request_is_refused_and_the_broker_live
         with suppress(Refused):  # an argument that cannot match anything may as well find nothing
             await producer.admin(verb, **arguments)
     await producer.ask(packets.Ping, packets.Pong)
+
+
+async def test_groups_that_are_nowhere_any_more_are_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "SWEEP_SECONDS", 0.01)
+    async with running(folder) as broker:
+        member = await connect(broker, "there")
+        away = await connect(broker, "bound", fanout("t"))
+        gone = await connect(broker, "gone", fanout("t"))
+        await member.admin("group.drop", group="gone")
+        await away.goodbye()
+        await gone.goodbye()
+        with trio.fail_after(PATIENCE_SECONDS):
+            while "gone" in broker.core.deliveries.groups or len(broker.core.peers) > 1:  # noqa: ASYNC110 a timer does it
+                await trio.sleep(0.01)
+        assert broker.core.deliveries.groups.keys() == {"there", "bound"}
