@@ -259,33 +259,6 @@ async def test_leaving_finishes_the_handler_hands_back_the_rest_and_waits_for_th
 
 
 @both_loops
-async def test_a_broker_that_drains_gets_back_what_is_not_begun_and_waits_for_the_rest() -> None:
-    seen: list[Packet] = []
-    started, may_end = anyio.Event(), anyio.Event()
-
-    async def script(connection: Connection) -> None:
-        await connection.accept()
-        await connection.expect(Credit)
-        await connection.deliver(message(), message(), message())
-        await started.wait()
-        await connection.send(Goodbye(0, "the broker is shutting down"))
-        nack = await connection.expect(Nack)
-        may_end.set()
-        await connection.send(Settled(nack.request, []))
-        seen.append(nack)
-        await connection.serve(seen)
-
-    async def handle(received: Received) -> None:
-        started.set()
-        await may_end.wait()
-
-    async with peer(script, well) as address, Client(address, group="g", on_message=handle) as client:
-        await until(lambda: client.statistics().reconnects)
-    assert [item[:2] for item in nacked(seen)] == [[tag, NACK_UNSTARTED] for tag in (2, 3)]
-    assert acked(seen) == [1]
-
-
-@both_loops
 async def test_what_a_lost_connection_delivered_is_neither_handled_nor_acked_on_the_next() -> None:
     seen: list[Packet] = []
     started, lost = anyio.Event(), anyio.Event()
