@@ -96,7 +96,8 @@ class NotConnected(KiteQError, ConnectionError):
 class SendTimeout(KiteQError, TimeoutError):
     """No answer came in time, so whether the message is stored is unknown.
 
-    Sending the same `Message` object again within ten minutes is safe: it is stored once.
+    Sending the same `Message` object again within ten minutes is safe: a broker stores it once. Where there are
+    several, another one may take it, and it may be delivered twice.
     """
 
 
