@@ -238,7 +238,9 @@ class Registration:
         if coming:
             bind(core, group, found.bind_here, in_force)
         for one in found.unbind_here:
-            log.info("a binding was removed through the registry", group=group, binding=str(one))
+            outlet = core.deliveries.group(group).outlets.get(topic)
+            pending = 0 if outlet is None else outlet.subscription.pending
+            log.warning("a binding was removed elsewhere", group=group, binding=str(one), pending=pending)
             unbind(core, group, topic, one.kind, one.pattern, note)
         kept = {pattern: one for pattern, one in shared.items() if pattern not in coming}
         self._save_seen(key, kept | {pattern: seen[pattern] for pattern in coming if pattern in seen})
