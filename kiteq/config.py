@@ -25,7 +25,8 @@ class Settings:
     pport: PORT (at the host of `bind`) or HOST:PORT of the HTTP port, None for none.
     topics: topics served, empty for any name. zkhost: `zk://` URL of the registry, None for the embedded one.
     workers: broker processes; every limit is of each of them. db: URL of the store. flush: when a receipt is given.
-    `store_limit`, `message_limit` and `group_quota` are bytes; times are seconds.
+    `store_limit`, `disk_free_min`, `message_limit` and `group_quota` are bytes; times are seconds.
+    disk_free_min: below this much free disk publishing is refused, None for `limits.DISK_FREE_BYTES_MIN` and its share.
     check_limit: answers "unknown" before a transaction is parked. half_quota: open transactions of one group.
     handlers: "module:Class" of own pipeline handlers. insecure: allow other machines in without users.
     """
@@ -40,6 +41,7 @@ class Settings:
     db: str = "lmdb://./kiteq-data"
     flush: Literal["sync", "async"] = "sync"
     store_limit: int = limits.STORE_BYTES_MAX_DEFAULT
+    disk_free_min: int | None = None
     message_limit: int = limits.BODY_BYTES_MAX_DEFAULT
     group_quota: int = limits.GROUP_QUOTA_BYTES_DEFAULT
     connections: int = limits.CONNECTIONS_MAX_DEFAULT

@@ -110,7 +110,7 @@ STORE_ALARM_SHARE: Final = 0.70
 STORE_REFUSE_SHARE: Final = 0.80
 """Share of the store limit at which publishing is refused: acks need pages too."""
 DISK_FREE_BYTES_MIN: Final = 1 * GIB
-"""Publishing is refused below this much free disk, or DISK_FREE_SHARE_MIN if that is more."""
+"""Publishing is refused below this much free disk, DISK_FREE_SHARE_MIN if that is more, or what the setting says."""
 DISK_FREE_SHARE_MIN: Final = 0.05
 """See DISK_FREE_BYTES_MIN."""
 PREALLOCATED_BYTES: Final = 64 * MIB

@@ -117,7 +117,10 @@ async def _discard_of_absent(core: Core, outlet: Outlet, discarding: set[Outlet]
 
 async def _check_room(core: Core) -> None:
     usage = await trio.to_thread.run_sync(core.store.usage)
-    free_min = min(max(DISK_FREE_BYTES_MIN, int(usage.disk_size * DISK_FREE_SHARE_MIN)), usage.disk_size // 2)
+    free_min = core.settings.disk_free_min
+    if free_min is None:
+        free_min = max(DISK_FREE_BYTES_MIN, int(usage.disk_size * DISK_FREE_SHARE_MIN))
+    free_min = min(free_min, usage.disk_size // 2)
     before = core.refusing
     if usage.used >= usage.limit * STORE_REFUSE_SHARE:
         core.refusing = (
@@ -125,7 +128,10 @@ async def _check_room(core: Core) -> None:
             f"the store uses {usage.used} of {usage.limit} bytes; consume, or raise --store-limit",
         )
     elif usage.disk_free < free_min:
-        core.refusing = ("disk_full", f"the disk has {usage.disk_free} bytes free, {free_min} are needed")
+        core.refusing = (
+            "disk_full",
+            f"the disk has {usage.disk_free} bytes free, {free_min} are needed; make room, or lower --disk-free-min",
+        )
     else:
         core.refusing = None
         _check_quotas(core)

@@ -279,6 +279,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "db": _db,
     "flush": _choice("sync", "async"),
     "store_limit": _size(STORE_BYTES_MIN, STORE_BYTES_CEILING),
+    "disk_free_min": _size(limits.PREALLOCATED_BYTES, STORE_BYTES_CEILING),
     "message_limit": _size(1, limits.BODY_BYTES_MAX_CEILING),
     "group_quota": _size(limits.MIB, STORE_BYTES_CEILING),
     "connections": _number(1, CONNECTIONS_CEILING),

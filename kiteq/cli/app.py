@@ -18,7 +18,7 @@ from kiteq.cli.transactions import message_commands, transaction_commands
 
 __all__ = ["app"]
 
-SIZES = frozenset({"store_limit", "message_limit", "group_quota"})
+SIZES = frozenset({"store_limit", "disk_free_min", "message_limit", "group_quota"})
 """Settings whose whole numbers are bytes."""
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}

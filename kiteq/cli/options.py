@@ -37,6 +37,7 @@ _HELP: Final = {
     "db": ("URL", "Store: lmdb:///path, lmdb://./path, memory://, mock://. [default: lmdb://./kiteq-data]"),
     "flush": ("sync|async", "Receipts after or before the message is on disk. [default: sync]"),
     "store_limit": ("SIZE", "Largest size of the store. [default: 64GiB]"),
+    "disk_free_min": ("SIZE", "Free disk below which publishing is refused. [default: 5 %, at least 1GiB]"),
     "message_limit": ("SIZE", "Largest body. [default: 1MiB]"),
     "group_quota": ("SIZE", "What one group may have waiting. [default: 16GiB]"),
     "connections": ("N", "Most connections at a time. [default: 1024]"),

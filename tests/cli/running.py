@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.broker import BrokerProcess
+from tests.support.broker import DISK_FREE_MIN, BrokerProcess
 
 __all__ = ["environment", "kiteq", "listening", "refused", "run"]
 
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment without settings of whoever runs the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("KITEQ_")} | more
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KITEQ_")}
+    return kept | {"KITEQ_DISK_FREE_MIN": str(DISK_FREE_MIN)} | more
 
 
 def kiteq(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:

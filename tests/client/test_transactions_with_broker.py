@@ -26,7 +26,7 @@ from kiteq_client import (
     direct,
     fanout,
 )
-from tests.support.broker import BrokerProcess, free_port
+from tests.support.broker import DISK_FREE_MIN, BrokerProcess, free_port
 
 
 class OwnError(Exception):
@@ -35,7 +35,7 @@ class OwnError(Exception):
 
 @asynccontextmanager
 async def served(folder: Path, bind: str = "127.0.0.1:0", **settings: object) -> AsyncIterator[str]:
-    made = Settings(bind=bind, db=f"lmdb://{folder}/store", **settings)  # type: ignore[arg-type]
+    made = Settings(bind=bind, db=f"lmdb://{folder}/store", disk_free_min=DISK_FREE_MIN, **settings)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         broker = await nursery.start(partial(serve, made))
         yield broker.address

@@ -13,12 +13,12 @@ import trio
 from kiteq.broker import serve
 from kiteq.config import Settings
 from kiteq_client import Client, Message, Received, Refused, Reject, direct, fanout, regex
-from tests.support.broker import free_port
+from tests.support.broker import DISK_FREE_MIN, free_port
 
 
 @asynccontextmanager
 async def served(folder: Path, bind: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    settings = Settings(bind=bind, db=f"lmdb://{folder}/store")
+    settings = Settings(bind=bind, db=f"lmdb://{folder}/store", disk_free_min=DISK_FREE_MIN)
     async with trio.open_nursery() as nursery:
         broker = await nursery.start(partial(serve, settings))
         yield broker.address

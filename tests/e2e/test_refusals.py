@@ -12,6 +12,7 @@ from kiteq.binding.bindings import fanout
 from kiteq.broker import Broker
 from kiteq.message import Message
 from kiteq.remoting import packets
+from kiteq.store.tables import Usage
 from tests.e2e.wire import RawClient, Refused, connect, numbered, open_raw, running
 
 
@@ -118,6 +119,42 @@ async def test_a_consumer_that_never_reads_is_cut_off_and_others_go_on(
     await deaf.break_off()
     again = await connect(server, "deaf", window=5)
     assert [one.attempt for one in await again.take(5)] == [2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("disk_free_min", "disk_size", "needed"),
+    [
+        (None, 100 << 30, 5 << 30),
+        (None, 10 << 30, 1 << 30),
+        (None, 1 << 30, 1 << 29),
+        (64 << 20, 100 << 30, 64 << 20),
+        (20 << 30, 100 << 30, 20 << 30),
+        (80 << 30, 100 << 30, 50 << 30),
+    ],
+)
+async def test_a_nearly_full_disk_refuses_publishing_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, hurried: MockClock, disk_free_min: int | None, disk_size: int, needed: int
+) -> None:
+    async def refusing(*, is_refusing: bool) -> None:
+        hurried.jump(1.5)
+        while (broker.core.refusing is not None) != is_refusing:  # noqa: ASYNC110 the broker tells nobody of it
+            await trio.sleep(0.01)
+
+    free = needed - 1
+    async with running("memory://", disk_free_min=disk_free_min) as broker:
+        monkeypatch.setattr(broker.core.store, "usage", lambda: Usage(0, 1 << 40, disk_free=free, disk_size=disk_size))
+        producer = await connect(broker, "p")
+        with trio.fail_after(8):
+            await refusing(is_refusing=True)
+            with pytest.raises(Refused) as refused:
+                await producer.publish(numbered(1))
+            assert (refused.value.code, refused.value.temporary) == ("disk_full", True)
+            assert refused.value.reason == (
+                f"the disk has {free} bytes free, {needed} are needed; make room, or lower --disk-free-min"
+            )
+            free = needed
+            await refusing(is_refusing=False)
+            await producer.publish(numbered(1))
 
 
 async def test_a_full_store_refuses_publishing_with_a_reason_while_acks_go_on(folder: Path) -> None:

@@ -22,6 +22,7 @@ from kiteq.message import Message, decode
 from kiteq.remoting import packets
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import NACK_FAILED, NACK_REJECTED, Packet
+from tests.support.broker import DISK_FREE_MIN
 
 P = TypeVar("P")
 
@@ -82,7 +83,8 @@ async def running(folder: Path | str, clock: SystemClock | None = None, **settin
     db = folder if isinstance(folder, str) else f"lmdb://{folder}"
     opened = len(_streams)
     async with trio.open_nursery() as nursery:
-        run = partial(serve, Settings(bind="127.0.0.1:0", db=db, **settings), clock=clock)
+        made = Settings(bind="127.0.0.1:0", db=db, **{"disk_free_min": DISK_FREE_MIN} | settings)
+        run = partial(serve, made, clock=clock)
         broker: Broker = await nursery.start(run)
         try:
             yield broker

@@ -17,6 +17,7 @@ from tests.faults.driver import open_connection
 from tests.faults.history import BrokerStopped, Drained, History, read_histories
 from tests.faults.load import final_state
 from tests.faults.scenarios import arrivals
+from tests.support.broker import DISK_FREE_MIN
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def _port(broker: Broker) -> int:
 
 
 async def test_a_failure_in_the_last_moment_of_a_broker_is_written(tmp_path: Path) -> None:
-    settings = Settings(bind="127.0.0.1:0", db=f"lmdb://{tmp_path / 'store'}")
+    settings = Settings(bind="127.0.0.1:0", db=f"lmdb://{tmp_path / 'store'}", disk_free_min=DISK_FREE_MIN)
     with History(tmp_path / "history.jsonl") as history, trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             broker: Broker = await nursery.start(serve, settings)

@@ -26,6 +26,7 @@ from kiteq.registry.registry import Registry, Snapshot
 from kiteq.workers.board import Board
 from tests.e2e.wire import connect, numbered
 from tests.registry.parts import WAIT_SECONDS, until
+from tests.support.broker import DISK_FREE_MIN
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +115,8 @@ class Shelf:
 @asynccontextmanager
 async def joined(folder: Path, shelf: Shelf, **settings: Any) -> AsyncIterator[Broker]:
     async with trio.open_nursery() as nursery:
-        run = partial(serve, Settings(bind="127.0.0.1:0", db=f"lmdb://{folder}", **settings), open_registry=shelf.open)
+        made = Settings(bind="127.0.0.1:0", db=f"lmdb://{folder}", disk_free_min=DISK_FREE_MIN, **settings)
+        run = partial(serve, made, open_registry=shelf.open)
         broker: Broker = await nursery.start(run)
         yield broker
         nursery.cancel_scope.cancel()

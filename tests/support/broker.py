@@ -29,12 +29,14 @@ from kiteq.limits import HELLO_FRAME_BYTES_MAX
 from kiteq.remoting.codec import Decoder
 from kiteq.remoting.packets import PROTOCOL, TYPE_NUMBERS, WIRE_VERSION, Hello, Packet, Refusal, Welcome
 
-__all__ = ["BrokerFailed", "BrokerProcess", "free_port", "greet"]
+__all__ = ["DISK_FREE_MIN", "BrokerFailed", "BrokerProcess", "free_port", "greet"]
 
 READY_SECONDS_MAX: Final = 30.0
 """From start to the first Welcome: generous, because several test processes share few cores."""
 STOP_SECONDS_MAX: Final = 30.0
 POLL_SECONDS: Final = 0.02
+DISK_FREE_MIN: Final = 64 << 20
+"""Bytes, for `disk_free_min`: 5 % of a disk that others fill too is no reason for a test to fail."""
 
 
 class BrokerFailed(AssertionError):
@@ -132,7 +134,7 @@ class BrokerProcess:
             self._process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=environment | self._environment,
+                env=environment | {"KITEQ_DISK_FREE_MIN": str(DISK_FREE_MIN)} | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
