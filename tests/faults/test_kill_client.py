@@ -70,6 +70,7 @@ class Story:
     done: bool = False
     drained: bool = False
     calls: count[int] = field(default_factory=count)
+    consumers: list[Client] = field(default_factory=list)
 
     async def produce(self, group: str) -> None:
         """Send batches; what was not accepted is sent again until it is."""
@@ -123,7 +124,8 @@ class Story:
             if fails:
                 raise ValueError("the test says so")
 
-        async with Client(f"kiteq://{self.address}", group=group, bindings=bindings, on_message=handle):
+        async with Client(f"kiteq://{self.address}", group=group, bindings=bindings, on_message=handle) as client:
+            self.consumers.append(client)
             noted = [[one.topic, int(one.kind), one.pattern, one.persistent] for one in bindings]
             self.history.write(Bound(time.monotonic(), group, noted, True))
             await _until(lambda: self.drained)
@@ -133,6 +135,8 @@ class Story:
         began = time.monotonic()
         await trio.to_thread.run_sync(broker.kill)
         self.history.write(BrokerStopped(time.monotonic(), began, "killed"))
+        # What a client has read before it notices is still a delivery of the broker that was killed.
+        await _until(lambda: not any(client.statistics().connected for client in self.consumers))
         self.life += 1
         await trio.to_thread.run_sync(broker.start)
         self.history.write(BrokerStarted(time.monotonic()))
