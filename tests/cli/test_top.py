@@ -165,8 +165,8 @@ def test_on_a_terminal_a_page_replaces_the_one_before_and_ctrl_c_leaves(broker: 
         words = ["-m", "kiteq", "top", "--interval", "100ms", "--broker", broker.address]
         size = {"COLUMNS", "LINES"}  # else they would count, not the size of the terminal
         variables = {name: value for name, value in environment(TERM="xterm").items() if name not in size}
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 11, 50, 0, 0))
         os.execve(sys.executable, [sys.executable, *words], variables)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 11, 50, 0, 0))
     written = b""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while written.count(b"\x1b[H") < 4:

@@ -63,8 +63,8 @@ async def test_while_a_block_is_open_or_deferred_the_client_answers_running_itse
         tx.abandon()
         await ledger.ask(tx.id)
         await until(lambda: ledger.committed == {tx.id})
-        checks = client.statistics().checks
-        assert checks == {"running": 2, "commit": 1, "rollback": 0, "unknown": 0}
+        counted = {"running": 2, "commit": 1, "rollback": 0, "unknown": 0}
+        await until(lambda: client.statistics().checks == counted)
 
 
 @both_loops
