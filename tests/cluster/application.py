@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -26,8 +25,8 @@ from typing import Final
 import trio
 
 from kiteq.binding.bindings import Binding, direct, fanout
-from kiteq.errors import KiteQError, PartlySent, Refused
-from kiteq.message import BadMessage, Message, Receipt, Received, decode
+from kiteq.errors import KiteQError, Refused
+from kiteq.message import BadMessage, Message, Received, decode
 from kiteq_client import Client, Decision, Outcome, Transaction
 from tests.faults.driver import open_connection
 from tests.faults.history import (
@@ -44,14 +43,11 @@ from tests.faults.history import (
     History,
     LocalOutcome,
     Opened,
-    PublishInvoked,
-    PublishOk,
-    PublishRefused,
-    PublishUnknown,
     Run,
     Settling,
 )
 from tests.faults.load import Load, Temper, consume, count_left, final_state
+from tests.faults.sending import digest, send_noted
 from tests.faults.several import AUDIT
 
 __all__ = ["BROKER_HISTORY", "HISTORY", "TOPICS", "Plan"]
@@ -97,12 +93,6 @@ class Plan:
     timeout: float
     ack_deadline: float
     seed: int
-
-
-def digest(message: Message) -> str:
-    """Return what a history keeps of a message."""
-    values = (message.topic, message.message_type, sorted(message.properties.items()), message.body)
-    return sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def digest_of_blob(blob: bytes) -> str:
@@ -226,27 +216,9 @@ class Application:
                 await trio.sleep(self._random.random() * PAUSE_SECONDS_MAX)
 
     async def _send(self, client: Client, group: str, messages: list[Message]) -> list[Message]:
-        calls = [next(self._calls) for _ in messages]
-        for call, message in zip(calls, messages, strict=True):
-            what = (message.id.hex(), message.topic, message.message_type, digest(message), message.deliver_limit)
-            self._note(PublishInvoked(time.monotonic(), call, group, *what))
-        try:
-            results = list[object](await client.send_many(messages))
-        except PartlySent as partly:
-            results = partly.results
-        except KiteQError as error:
-            results = [error] * len(messages)
-        again: list[Message] = []
-        for call, message, result in zip(calls, messages, results, strict=True):
-            now = time.monotonic()
-            if isinstance(result, Receipt):
-                self._note(PublishOk(now, call, result.groups, result.duplicate, result.durable, result.broker))
-                continue
-            again.append(message)
-            self._errors.append(f"{now:.3f} send: {result!r}")
-            refused = isinstance(result, Refused)
-            self._note(PublishRefused(now, call, str(result)) if refused else PublishUnknown(now, call))
-        return again
+        failed = await send_noted(client, group, messages, self._calls, self._note)
+        self._errors += [f"{time.monotonic():.3f} send: {error!r}" for _, error in failed]
+        return [message for message, _ in failed]
 
     # --- transactions --------------------------------------------------------------------------
     async def _bank(self) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from random import Random, SystemRandom
@@ -19,8 +18,7 @@ import pytest
 import trio
 
 from kiteq.binding.bindings import Binding, direct, fanout
-from kiteq.errors import KiteQError, PartlySent, Refused
-from kiteq.message import Message, Receipt, Received
+from kiteq.message import Message, Received
 from kiteq_client import Client
 from tests.faults.checker import check
 from tests.faults.driver import open_connection
@@ -32,15 +30,12 @@ from tests.faults.history import (
     Drained,
     History,
     Opened,
-    PublishInvoked,
-    PublishOk,
-    PublishRefused,
-    PublishUnknown,
     Run,
     Settling,
     read_histories,
 )
 from tests.faults.load import final_state
+from tests.faults.sending import digest, send_noted
 from tests.support.broker import BrokerProcess
 
 pytestmark = pytest.mark.slow
@@ -54,11 +49,6 @@ BINDINGS: Final[dict[str, list[Binding]]] = {
 }
 
 
-def _digest(message: Message) -> str:
-    values = (message.topic, message.message_type, sorted(message.properties.items()), message.body)
-    return sha256(repr(values).encode()).hexdigest()[:16]
-
-
 @dataclass
 class Story:
     """What the tasks of the run share."""
@@ -69,7 +59,7 @@ class Story:
     life: int = 0
     done: bool = False
     drained: bool = False
-    calls: count[int] = field(default_factory=count)
+    calls: Iterator[str] = field(default_factory=lambda: map(str, count()))
     consumers: list[Client] = field(default_factory=list)
 
     async def produce(self, group: str) -> None:
@@ -81,30 +71,9 @@ class Story:
                     for _ in range(BATCH)
                 ]
                 while left:
-                    left = await self._send(client, group, left)
+                    failed = await send_noted(client, group, left, self.calls, self.history.write)
+                    left = [message for message, _ in failed]
                 await trio.sleep(self.random.random() * 0.02)
-
-    async def _send(self, client: Client, group: str, messages: list[Message]) -> list[Message]:
-        calls = [str(next(self.calls)) for _ in messages]
-        for call, message in zip(calls, messages, strict=True):
-            what = (message.id.hex(), message.topic, message.message_type, _digest(message), message.deliver_limit)
-            self.history.write(PublishInvoked(time.monotonic(), call, group, *what))
-        try:
-            results = list[object](await client.send_many(messages))
-        except PartlySent as partly:
-            results = partly.results
-        except KiteQError as error:
-            results = [error] * len(messages)
-        again: list[Message] = []
-        for call, message, result in zip(calls, messages, results, strict=True):
-            now = time.monotonic()
-            if isinstance(result, Receipt):
-                self.history.write(PublishOk(now, call, result.groups, result.duplicate, result.durable))
-                continue
-            again.append(message)
-            refused = isinstance(result, Refused)
-            self.history.write(PublishRefused(now, call, str(result)) if refused else PublishUnknown(now, call))
-        return again
 
     async def consume(self, group: str) -> None:
         """Handle messages; now and then a handler fails."""
@@ -115,7 +84,7 @@ class Story:
             if not opened[connection]:
                 opened[connection] += 1
                 self.history.write(Opened(time.monotonic(), connection, group))
-            what = (tag, message.id.hex(), message.attempt, _digest(message))
+            what = (tag, message.id.hex(), message.attempt, digest(message))
             self.history.write(Delivered(time.monotonic(), connection, group, *what))
             if self.random.random() < 0.1:
                 await trio.sleep(self.random.random() * 0.01)
