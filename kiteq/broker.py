@@ -77,9 +77,7 @@ class Broker:
             await trio.sleep(GOODBYE_SECONDS)
             while any(peer.in_flight or peer.uncommitted_bytes for peer in core.peers):  # noqa: ASYNC110 many causes
                 await trio.sleep(GOODBYE_SECONDS)
-        finished = trio.Event()
-        core.store.on_durable(finished.set)
-        await finished.wait()
+        await core.store.all_durable()
         core.turn.end()
         self._serving.cancel()
 

@@ -10,7 +10,6 @@ import trio
 
 from kiteq.errors import KiteQError
 from kiteq.limits import DECISION_KEEP_SECONDS
-from kiteq.pipe.taking_over import committed
 from kiteq.store.half_reading import rewritten
 from kiteq.store.half_records import COUNTER_KEY, parse_decisions
 from kiteq.store.half_recovery import clean_row
@@ -97,18 +96,17 @@ async def tidy(core: Core) -> None:
     halves = core.store.halves
     if halves.clean_below < halves.next_decision:
         below = halves.next_decision
-        await committed(core)  # decisions before this one are final now, so their transactions are not in memory
+        await core.store.all_durable()  # earlier decisions are final now, so their transactions are not in memory
         written = 0
         for row in list(halves.touched):
             written += await _rewrite(core, row)
             if written >= REWRITTEN_BYTES:
-                await committed(core)
+                await core.store.all_durable()
                 written = 0
         halves.clean_below = below
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission()
         submission.rows.append(clean_row(halves))
-        core.store.writer.submit(submission)
-        await committed(core)
+        await core.store.write(submission)
     await _trim(core)
 
 
@@ -120,11 +118,11 @@ async def _rewrite(core: Core, row: int) -> int:
     halves, key = core.store.halves, COUNTER_KEY.pack(row)
     value = await trio.to_thread.run_sync(core.store.tables.get, Table.HALF, key)
     while halves.is_leaving(row):
-        await committed(core)
+        await core.store.all_durable()
     halves.touched.pop(row, None)
     if not halves.is_live(row) or value is None:
         return 0
-    submission = Submission(lambda _error: None, urgent=False)
+    submission = Submission(urgent=False)
     new = rewritten(row, value, halves.undecided)
     if new is None:
         core.store.damaged_records += 1
@@ -144,10 +142,9 @@ async def _trim(core: Core) -> None:
         page = await trio.to_thread.run_sync(_old_decisions, core.store.tables, end, core.clock.epoch_ms())
         if not page:
             return
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission()
         submission.rows += page
-        core.store.writer.submit(submission)
-        await committed(core)
+        await core.store.write(submission)
 
 
 def _old_decisions(tables: Tables, end: bytes, now_ms: int) -> list[Row]:

@@ -274,7 +274,7 @@ async def _rewrite(core: Core, topic: TopicLog, first: int) -> bool:
     owed = sum(len(owners) for _, owners in runs)
     if owed != current.owed or not blobs:
         return False  # something is on its way that this does not see; the next sweep looks again
-    submission = Submission(lambda _error: None, urgent=False)
+    submission = Submission(urgent=False)
     value = records.build(key, blobs, records.join_runs(runs), record.accepted_ms, record.expires_ms, relative)
     submission.rows.append((Table.LOG, key, value))
     topic.index.replace(first, owed)
@@ -312,7 +312,7 @@ async def _trim_unrouted(core: Core) -> bool:
     for topic in list(core.store.topics.values()):
         found += await trio.to_thread.run_sync(core.store.read_unrouted_sizes, topic, 0, READ_BYTES)
     oldest_ms = core.clock.epoch_ms() - int(UNROUTED_SECONDS_MAX * 1000)
-    submission = Submission(lambda _error: None, urgent=False)
+    submission = Submission(urgent=False)
     for key, size, accepted_ms in sorted(found, key=lambda one: one[2]):
         if accepted_ms >= oldest_ms and core.unrouted_bytes <= UNROUTED_BYTES_MAX:
             break
@@ -321,8 +321,5 @@ async def _trim_unrouted(core: Core) -> bool:
     if not submission.rows:
         return False
     core.counters["unrouted_dropped_records"] += len(submission.rows)
-    finished = trio.Event()
-    submission.done = lambda _error: finished.set()
-    core.store.writer.submit(submission)
-    await finished.wait()
+    await core.store.write(submission)
     return len(submission.rows) == len(found)

@@ -20,7 +20,7 @@ from kiteq.pipe.reports import outlet_row, outlet_rows, stat
 from kiteq.pipe.settlement import head_of
 from kiteq.pipe.transaction_views import TransactionViews
 from kiteq.remoting.packets import AdminReply, Refusal
-from kiteq.store.store import DeadLetter
+from kiteq.store.state import DeadLetter
 from kiteq.store.writer import Submission
 
 if TYPE_CHECKING:
@@ -95,13 +95,6 @@ class Administer:
         finally:
             self._requests -= 1
         self._core.turn.end()
-
-    async def _durable(self, submission: Submission) -> None:
-        finished = trio.Event()
-        submission.done = lambda _error: finished.set()
-        self._core.store.writer.submit(submission)
-        self._core.turn.end()
-        await finished.wait()
 
     # --- groups -------------------------------------------------------------------------------
 
@@ -221,7 +214,7 @@ class Administer:
         return {"replayed": replayed}
 
     async def _replay(self, outlet: Outlet, letters: list[DeadLetter]) -> None:
-        submission = Submission(lambda _error: None)
+        submission = Submission()
         now_ms = self._core.clock.epoch_ms()
         topic = outlet.subscription.topic
         for letter in letters:
@@ -233,20 +226,21 @@ class Administer:
             self._core.store.save_retry(outlet.subscription, sequence, letter.blob, due, submission)
             self._core.store.forget_dead(outlet.subscription, letter, submission)
             outlet.replaying.append((now_ms, sequence))
-        await self._durable(submission)
+        await self._core.store.write(submission)
         while outlet.replaying:
             heapq.heappush(outlet.due, outlet.replaying.pop())
         self._core.turn.outlets[outlet] = None
+        self._core.turn.end()
 
     async def _dlq_purge(self, arguments: Arguments) -> dict[str, int]:
         purged = 0
 
         async def take(outlet: Outlet, letters: list[DeadLetter]) -> bool:
             nonlocal purged
-            submission = Submission(lambda _error: None)
+            submission = Submission()
             for letter in letters:
                 self._core.store.forget_dead(outlet.subscription, letter, submission)
-            await self._durable(submission)
+            await self._core.store.write(submission)
             purged += len(letters)
             return True
 

@@ -13,7 +13,7 @@ from kiteq.binding.bindings import Binding
 from kiteq.errors import Refused, StoreError
 from kiteq.pipe.leases import Chunk, Origin
 from kiteq.pipe.outlet import Outlet
-from kiteq.pipe.taking_over import TakeOver, committed
+from kiteq.pipe.taking_over import TakeOver
 from kiteq.store.tables import Table
 from kiteq.store.writer import Submission
 
@@ -144,7 +144,7 @@ async def _put_with_watched(
         taker.copy_watched()
     _put(core, group, bindings, outlets, done)
     await in_force.wait()
-    await committed(core)
+    await core.store.all_durable()
     for taker in takers:
         core.turn.outlets[taker.outlet] = None
     return errors[0] if errors else _error_of(takers)
@@ -214,11 +214,11 @@ async def _discard_and_forget(core: Core, outlet: Outlet) -> None:
     for table in (Table.DEAD, Table.DUE, Table.RETRY):
         keys = await trio.to_thread.run_sync(core.store.read_keys, outlet.subscription, table)
         while keys:
-            submission = Submission(lambda _error: None, urgent=False)
+            submission = Submission(urgent=False)
             submission.rows += [(table, key, None) for key in keys]
             core.store.writer.submit(submission)
             keys = await trio.to_thread.run_sync(core.store.read_keys, outlet.subscription, table, keys[-1])
-    submission = Submission(lambda _error: None, urgent=False)
+    submission = Submission(urgent=False)
     core.store.drop_subscription(outlet.subscription, submission)
     core.store.writer.submit(submission)
 
@@ -228,7 +228,7 @@ async def discard(core: Core, outlet: Outlet, below: int, *, wanted: Callable[[]
 
     wanted: the rest is left alone as soon as this is false.
     """
-    await committed(core)
+    await core.store.all_durable()
     discarded = await _discard_retries(core, outlet, wanted)
     while wanted():
         while outlet.ready and outlet.ready[0].sequences[0] < below:

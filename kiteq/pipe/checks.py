@@ -30,7 +30,6 @@ from kiteq.limits import (
     PARKED_CHECK_SECONDS,
 )
 from kiteq.pipe.questions import NO_QUESTION, Question, question_of, send_questions
-from kiteq.pipe.taking_over import committed
 from kiteq.remoting.packets import DECISION_UNKNOWN
 from kiteq.store.half_reading import each_half, read_checks
 from kiteq.store.half_records import COUNTER_KEY, CheckState, pack_checks
@@ -273,7 +272,7 @@ class Checks:
         core, halves = self._core, self._halves
         handles = [halves.handle[slot] for slot in slots]
         if any(handle in halves.parts for handle in handles):
-            await committed(core)  # messages are being added, whose rows may not be on the disk yet
+            await core.store.all_durable()  # messages are being added, whose rows may not be on the disk yet
         wanted = halves.rows_of(slots)
         asked_before = [handle for slot, handle in zip(slots, handles, strict=True) if halves.asks[slot]]
 
@@ -355,7 +354,7 @@ class Checks:
         self._back_off(slot)
         if halves.state[slot] == State.PARKED:
             self._wait_for_member(slot)
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission(urgent=False)
         submission.rows.append(self._row(slot, asked.before, [asked.at_ms, client, answer, now_ms]))
         self._core.store.writer.submit(submission)
 

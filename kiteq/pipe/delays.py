@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from kiteq.errors import Refused, StoreError
+from kiteq.errors import Refused
 from kiteq.ids import check_id
 from kiteq.limits import DELAY_MS_MAX
 from kiteq.message import HEAD_OFFSET, Extras, parse_extras, parse_head, split
@@ -237,20 +237,12 @@ async def _take_out(core: Core, key: bytes, message_id: bytes, group: str | None
         return 0  # it is put into quarantine when it is due
     if not taken.messages:
         return 0
-    outcome: list[StoreError | None] = []
-    finished = trio.Event()
-
-    def done(error: StoreError | None) -> None:
-        outcome.append(error)
-        finished.set()
-
-    submission = Submission(done)
+    submission = Submission()
     submission.rows += taken.rows
     submission.moves = True
-    core.store.writer.submit(submission)
-    await finished.wait()
-    if outcome[0] is not None:
-        raise Refused("store_full", str(outcome[0]), temporary=True)
+    error = await core.store.write(submission)
+    if error is not None:
+        raise Refused("store_full", str(error), temporary=True)
     core.delays.removed(key, taken.messages, taken.size)
     await core.delays.look_again(core.store.tables)
     return taken.messages

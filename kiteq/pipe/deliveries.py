@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from kiteq.config import Settings
     from kiteq.pipe.peer import Peer
     from kiteq.pipe.turn import Turn
-    from kiteq.store.store import Loaded, Store
+    from kiteq.store.state import Loaded
+    from kiteq.store.store import Store
 
 __all__ = ["Deliveries"]
 
@@ -263,9 +264,7 @@ class Deliveries:
             outlet.position = max(outlet.position, sequences[-1] + 1)
 
     async def _load_retries(self, outlet: Outlet, taken: list[tuple[int, int]]) -> None:
-        durable = trio.Event()
-        self._store.on_durable(durable.set)
-        await durable.wait()  # a short wait may end before the row is on disk
+        await self._store.all_durable()  # a short wait may end before the row is on disk
         sequences = [sequence for _, sequence in taken]
         read = partial(self._store.read_retries, outlet.subscription, sequences, bytes_max=RETRIES_LOADED_BYTES)
         found = await trio.to_thread.run_sync(read)

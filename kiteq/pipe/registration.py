@@ -208,9 +208,7 @@ class Registration:
             elif not any(found):
                 self._together[key] = both
         self._core.turn.end()
-        finished = trio.Event()
-        self._core.store.on_durable(finished.set)
-        await finished.wait()
+        await self._core.store.all_durable()
         self.applied.set()
         for key, found in unshared:
             if not await self._publish(key, found):
@@ -284,7 +282,7 @@ class Registration:
         """Forget what another registry held: what this one lacks was not removed from it."""
         if identity == self._identity:
             return
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission(urgent=False)
         submission.rows += [(Table.META, _seen_key(key), None) for key in self._seen]
         submission.rows.append((Table.META, META_IDENTITY, identity.encode()))
         self._core.store.writer.submit(submission)
@@ -295,7 +293,7 @@ class Registration:
     def _save_seen(self, key: Key, shared: ByPattern) -> None:
         if shared == self._seen.get(key, {}):
             return
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission(urgent=False)
         if shared:
             self._seen[key] = dict(shared)
             value = msgpack.packb([*key, [to_wire(one) for one in shared.values()]])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kiteq.pipe.core import Core
     from kiteq.pipe.outlet import Outlet
 
-__all__ = ["TakeOver", "committed"]
+__all__ = ["TakeOver"]
 
 
 class TakeOver:
@@ -68,7 +68,7 @@ class TakeOver:
         """Copy what is kept; what comes meanwhile is little, and left to `copy_rest`."""
         subscription = self.outlet.subscription
         if self.new:
-            submission = Submission(lambda _error: None)
+            submission = Submission()
             self._core.store.save_subscription(subscription, submission, active=False)
             self._core.store.writer.submit(submission)
         await self._copy_kept(cut=False)
@@ -78,7 +78,7 @@ class TakeOver:
         subscription = self.outlet.subscription
         subscription.topic.watchers[subscription.number] = self._watcher
         await self._copy_kept(cut=True)
-        await committed(self._core)
+        await self._core.store.all_durable()
 
     def copy_watched(self) -> None:
         """Copy what was noted since the last call."""
@@ -93,7 +93,7 @@ class TakeOver:
         """
         store, topic = self._core.store, self.outlet.subscription.topic
         end = topic.next_sequence
-        await committed(self._core)
+        await self._core.store.all_durable()
         while self._start < end and self.error is None and not self.outlet.closed:
             rows = await trio.to_thread.run_sync(partial(store.read_unrouted, topic, self._start, READ_BYTES))
             self._start = SEQUENCE_KEY.unpack(rows[-1][0])[1] + 1 if rows else end
@@ -147,10 +147,3 @@ class TakeOver:
             self._core.store.settle(subscription, copies, append.first, size, self._core.turn.settling())
         # Not earlier: a read of the log that ends before this commit would reset it.
         self.outlet.behind = True
-
-
-async def committed(core: Core) -> None:
-    """Wait until all that was submitted so far is durable, or was refused."""
-    finished = trio.Event()
-    core.store.on_durable(finished.set)
-    await finished.wait()

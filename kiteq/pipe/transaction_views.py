@@ -172,9 +172,7 @@ class TransactionViews:
     async def _show(self, arguments: Arguments) -> dict[str, Any]:
         core, transaction_id = self._core, _id(arguments)
         halves, tables = core.store.halves, core.store.tables
-        written = trio.Event()
-        core.store.on_durable(written.set)  # answers to checks are written when there is time
-        await written.wait()
+        await core.store.all_durable()  # answers to checks are written when there is time
         slot = halves.find(transaction_id)
         if slot is not None:
             handle = halves.handle[slot]
@@ -239,11 +237,9 @@ class TransactionViews:
             raise Refused("unknown_transaction", f"no open or parked transaction {transaction_id.hex()} is known here")
         is_parked = core.store.halves.state[slot] == State.PARKED
         if is_parked:
-            finished = trio.Event()
-            submission = Submission(lambda _error: finished.set())
+            submission = Submission()
             submission.rows.append(core.checks.resume(slot))
-            core.store.writer.submit(submission)
-            await finished.wait()
+            await core.store.write(submission)
         return {"id": transaction_id.hex(), "resumed": is_parked}
 
     async def _audit(self, arguments: Arguments) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ import trio
 from kiteq.message import HEAD_OFFSET
 from kiteq.pipe.delays import frame_of, save_delayed, split_delayed
 from kiteq.pipe.events import Batch, Frame, Kind
-from kiteq.pipe.taking_over import committed
 from kiteq.store.half_reading import find_decisions, read_halves
 from kiteq.store.halves import State
 from kiteq.store.writer import Submission
@@ -222,7 +221,7 @@ class Transactions:
         core, halves = self._core, self._halves
         left = list(zip(taken.places, taken.ids, taken.slots, strict=True))
         while left:
-            await committed(core)  # so what is being added is on the disk, and one step at a time in memory
+            await core.store.all_durable()  # so what is being added is on the disk, and one step at a time in memory
             wanted = halves.rows_of(slot for _, _, slot in left)
             read = partial(read_halves, core.store.tables, wanted, bytes_max=COMMIT_BYTES_MAX)
             found = await trio.to_thread.run_sync(read)

@@ -44,7 +44,7 @@ class Turn:
     def settling(self) -> Submission:
         """Return the submission that this turn's settlements go into."""
         if self._settling is None:
-            self._settling = Submission(lambda _error: None, urgent=False)
+            self._settling = Submission(urgent=False)
         return self._settling
 
     def answer_when_settled(self, peer: Peer, packet: Packet) -> None:

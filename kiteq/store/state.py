@@ -1,15 +1,19 @@
-"""What the store knows of topics and subscriptions while it runs; the rows they are rebuilt from are its truth."""
+"""What the store knows of topics and subscriptions while it runs, and what it reads of their messages.
+
+The rows it is rebuilt from are its truth.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from kiteq.binding.bindings import Binding
 from kiteq.store.index import RecordIndex
 from kiteq.store.intervals import IntervalSet
 from kiteq.store.writer import Append
 
-__all__ = ["Subscription", "TopicLog", "Watcher"]
+__all__ = ["DeadLetter", "Loaded", "Subscription", "TopicLog", "Watcher"]
 
 
 class Watcher:
@@ -87,3 +91,27 @@ class Subscription:
     def kept_bytes(self) -> int:
         """What the group makes the store keep in this topic, in bytes."""
         return self.pending_bytes + self.retrying_bytes + self.dead_bytes
+
+
+class Loaded(NamedTuple):
+    """What one record holds for one subscription."""
+
+    sequences: Sequence[int]
+    blobs: list[bytes]
+    accepted_ms: int
+    expires_ms: int
+    damaged: list[int]
+
+
+class DeadLetter(NamedTuple):
+    """A message nobody of the group will be given again, and why."""
+
+    key: bytes
+    at_ms: int
+    message_id: bytes
+    reason: str
+    attempts: int
+    history: list[list[object]]
+    blob: bytes
+    size: int
+    """Bytes of its row's value, as counted in `dead_bytes`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
 
 import msgpack
 import trio
@@ -27,38 +26,14 @@ from kiteq.store.recovery import (
     subscription_value,
     topic_key,
 )
-from kiteq.store.state import Subscription, TopicLog
+from kiteq.store.state import DeadLetter, Loaded, Subscription, TopicLog
 from kiteq.store.tables import PREFIX, SEQUENCE_KEY, Table, Tables, Usage
 from kiteq.store.writer import NewRecord, Submission, Writer
 
-__all__ = ["DeadLetter", "Loaded", "Store"]
+__all__ = ["Store"]
 
 PAGE_BYTES = 1 << 20
 """Dead letters are read in pages of this, so that memory does not grow with their number."""
-
-
-class Loaded(NamedTuple):
-    """What one record holds for one subscription."""
-
-    sequences: Sequence[int]
-    blobs: list[bytes]
-    accepted_ms: int
-    expires_ms: int
-    damaged: list[int]
-
-
-class DeadLetter(NamedTuple):
-    """A message nobody of the group will be given again, and why."""
-
-    key: bytes
-    at_ms: int
-    message_id: bytes
-    reason: str
-    attempts: int
-    history: list[list[object]]
-    blob: bytes
-    size: int
-    """Bytes of its row's value, as counted in `dead_bytes`."""
 
 
 class Store:
@@ -146,9 +121,23 @@ class Store:
             one.done(error)
         self.after_commit()
 
-    def on_durable(self, call: Callable[[], None]) -> None:
-        """Call once all that was submitted so far is durable, or was refused."""
-        self.writer.submit(Submission(lambda _error: call()))
+    async def write(self, submission: Submission) -> StoreError | None:
+        """Submit; return when it is durable (None), or why it was not written. Takes the place of its `done`."""
+        outcome: list[StoreError | None] = []
+        finished = trio.Event()
+
+        def done(error: StoreError | None) -> None:
+            outcome.append(error)
+            finished.set()
+
+        submission.done = done
+        self.writer.submit(submission)
+        await finished.wait()
+        return outcome[0]
+
+    async def all_durable(self) -> None:
+        """Return when all that was submitted so far is durable, or was refused."""
+        await self.write(Submission())
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -214,7 +203,7 @@ class Store:
         if not self._unsaved_settlements:
             return
         self._unsaved_settlements = False
-        submission = Submission(lambda _error: None, urgent=False)
+        submission = Submission(urgent=False)
         cursors = [[one.number, [one.cursor.floor, *one.cursor.ranges]] for one in self.subscriptions.values()]
         submission.rows.append((Table.META, META_SNAPSHOT, msgpack.packb(cursors)))
         submission.snapshot = True

@@ -69,10 +69,14 @@ class NewRecord(NamedTuple):
     expires_ms: int
 
 
+def _tell_nobody(_error: StoreError | None) -> None:
+    pass
+
+
 class Submission:
     """What one turn of the loop hands to the writer; it is committed whole, in the order of submission.
 
-    done(error): called on the loop when it is durable (None), or was not written.
+    done(error): called on the loop when it is durable (None), or was not written; by default nobody is told.
     urgent: somebody waits for the answer. snapshot: `rows` hold all cursors, so older settlements go.
     recent_floor: commits before this one left the duplicate window. refusable: refused when the store is
     full, as what appends messages is; all else is written as long as there is any room. accepted_ms: when
@@ -85,7 +89,7 @@ class Submission:
         "settled", "snapshot", "urgent",
     )  # fmt: skip
 
-    def __init__(self, done: Callable[[StoreError | None], None], *, urgent: bool = True) -> None:
+    def __init__(self, done: Callable[[StoreError | None], None] = _tell_nobody, *, urgent: bool = True) -> None:
         self.done = done
         self.urgent = urgent
         self.appends: list[Append] = []
@@ -236,7 +240,7 @@ class Writer:
         refused = refused or [one for one in batch if one.moves]
         kept_out = set(refused)
         kept = [one for one in batch if one not in kept_out]
-        names = Submission(lambda _error: None, urgent=False)
+        names = Submission(urgent=False)
         names.rows = [row for one in refused for row in one.rows if row[0] is Table.META]
         if refused:
             self._completed(self._commit, refused, [], full)

@@ -11,15 +11,14 @@ import trio
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kiteq.pipe import checks, transactions
 from kiteq.pipe.checks import Checks
-from kiteq.pipe.core import Core
 from kiteq.pipe.delays import frame_of
 from kiteq.pipe.events import Batch, HalfFrame
 from kiteq.pipe.preparing import Preparing
 from kiteq.pipe.transactions import Transactions
 from kiteq.store import half_recovery
 from kiteq.store.halves import Halves, State
+from kiteq.store.store import Store
 from tests.model.machine import TransactionMachine
 
 Patch = pytest.MonkeyPatch
@@ -138,11 +137,10 @@ def a_row_of_which_one_is_left_is_not_rewritten(patch: Patch) -> None:
 
 
 def messages_on_their_way_to_the_disk_are_not_waited_for(patch: Patch) -> None:
-    async def at_once(_core: Core) -> None:
+    async def at_once(_store: Store) -> None:
         await trio.lowlevel.checkpoint()
 
-    patch.setattr(checks, "committed", at_once)
-    patch.setattr(transactions, "committed", at_once)
+    patch.setattr(Store, "all_durable", at_once)
 
 
 DEFECTS: tuple[Callable[[Patch], None], ...] = (

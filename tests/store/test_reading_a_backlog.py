@@ -24,7 +24,7 @@ async def test_pieces_of_any_size_hold_each_message_once(tmp_path: Path, scheme:
         topic = store.topic("trade")
         subscription = store.new_subscription("members", topic)
         for record in range(RECORDS):
-            submission = Submission(lambda _error: None)
+            submission = Submission()
             store.save_topic(topic, submission)
             blobs = [Message("trade", "pay-succ", b"x" * 100).encoded() for _ in range(per_record)]
             runs = [(per_record, (subscription.number,))]
@@ -50,7 +50,7 @@ async def test_a_read_goes_beyond_its_position_however_large_the_record_before_i
         subscription = store.new_subscription("members", topic)
         blob = Message("trade", "pay-succ", b"x" * 1_000).encoded()
         for first in (0, 5):
-            submission = Submission(lambda _error: None)
+            submission = Submission()
             store.save_topic(topic, submission)
             runs = [(1, (subscription.number,))]
             submission.appends.append(Append(Table.LOG, topic.number, first, [blob], runs, 0, EXPIRES_MS))

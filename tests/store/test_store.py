@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -257,3 +259,30 @@ def test_whatever_happens_exactly_the_unsettled_is_owed_after_a_crash(steps: lis
         for group, expected in zip(groups, model, strict=True):
             assert owed(opened.store, group) == sorted(expected)
             assert group.pending == len(expected)
+
+
+async def test_writing_returns_when_it_is_durable_or_with_the_reason() -> None:
+    opened = OpenStore(KeptTables())
+    outcomes: list[object] = []
+
+    async def write(value: bytes) -> None:
+        submission = opened.submission()
+        submission.rows.append((Table.DELAYED, b"k", value))
+        submission.refusable = True
+        outcomes.append(await opened.store.write(submission))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, b"1")
+        nursery.start_soon(opened.store.all_durable)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == []
+        opened.commit()
+    assert outcomes == [None]
+    assert opened.tables.get(Table.DELAYED, b"k") == b"1"
+    opened.tables.failures = [StoreFull("full")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, b"2")
+        await trio.testing.wait_all_tasks_blocked()
+        opened.commit()
+    assert isinstance(outcomes[1], StoreFull)
+    assert opened.tables.get(Table.DELAYED, b"k") == b"1"

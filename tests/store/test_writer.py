@@ -54,14 +54,14 @@ def blobs_of(count: int, size: int = 10) -> list[bytes]:
 
 
 def publishing(first: int, blobs: list[bytes], owners: tuple[int, ...] = (7,), topic: int = 1) -> Submission:
-    one = Submission(lambda _error: None)
+    one = Submission()
     one.appends.append(Append(Table.LOG, topic, first, blobs, [(len(blobs), owners)], 5, EXPIRES_MS + first))
     one.messages = len(blobs)
     return one
 
 
 def settling(*triples: int) -> Submission:
-    one = Submission(lambda _error: None, urgent=False)
+    one = Submission(urgent=False)
     one.settled += triples
     return one
 
