@@ -63,6 +63,7 @@ class Brokers:
         self._wants_all = not self._topics or not members.has_topics
         self._new = Signal()
         self._woken: Broker | None = None
+        self._declined: set[Broker] = set()
         self._shared: Shared
         self._transactions: Transactions
         self._make: Callable[[], Broker]
@@ -325,12 +326,18 @@ class Brokers:
         if len(self.all) == 1 and not self.members.has_topics:
             return outgoing.take(body_bytes_max)
         frame = spread.take(broker, self.all, outgoing, body_bytes_max)
-        if frame is None and (other := spread.next_taker(self.all, outgoing, but=broker)) is not None:
+        if frame is not None:
+            self._declined.clear()
+            return frame
+        # Whoever has been asked is not asked again until something changes: two would wake each other for ever.
+        self._declined.add(broker)
+        if (other := spread.next_taker(self.all, outgoing, but=self._declined)) is not None:
             other.wake()
-        return frame
+        return None
 
     def wake_writers(self) -> None:
         """There may be something to send."""
+        self._declined.clear()
         if len(self.all) == 1:
             self.all[0].wake()
             return

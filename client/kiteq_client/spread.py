@@ -8,7 +8,7 @@ something for a while: it answers fast, so it would get nearly all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -43,12 +43,12 @@ def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_byt
     return None
 
 
-def next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Broker | None = None) -> Broker | None:
+def next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Container[Broker] = ()) -> Broker | None:
     """Return who should take now what waits, None if nothing waits or nobody can."""
     if outgoing.has_room:
         share = _Share(brokers, outgoing)
         for topic, lane in outgoing.lanes.items():
-            if lane.count and (takers := _takers(brokers, topic, share)) and (least := _least(takers)) is not but:
+            if lane.count and (takers := _takers(brokers, topic, share)) and (least := _least(takers)) not in but:
                 return least
     return None
 
