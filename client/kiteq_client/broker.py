@@ -85,6 +85,10 @@ class Broker:
         """How many messages wait for this broker's answer."""
         return self.preparing.load + self.unanswered.count
 
+    def is_late(self, before: float) -> bool:
+        """Whether it has not answered something that was sent before that time."""
+        return self.unanswered.is_late(before) or self.preparing.is_late(before) or self.deciding.is_late(before)
+
     def serves_topic(self, topic: str) -> bool:
         """Whether it serves a topic."""
         return self.serves is None or topic in self.serves

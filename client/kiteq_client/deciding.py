@@ -97,6 +97,10 @@ class Deciding:
             or any(not verdict.answered for frame in self._frames.values() for verdict in frame.verdicts)
         )
 
+    def is_late(self, before: float) -> bool:
+        """Whether the oldest packet was sent before that time."""
+        return next((frame.sent_at < before for frame in self._frames.values()), False)
+
     def submit(self, verdict: Verdict) -> None:
         """Send a decision until it is answered."""
         self.pending[verdict.id] = verdict

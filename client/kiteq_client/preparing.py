@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from kiteq.errors import Refused, RemoteProtocolError, SendTimeout, refusal
@@ -86,15 +87,16 @@ class Preparation:
 
 
 class _Frame:
-    """The preparations of one packet."""
+    """The preparations of one packet. sent_at: when a connection took it."""
 
-    __slots__ = ("count", "packet", "parts", "size")
+    __slots__ = ("count", "packet", "parts", "sent_at", "size")
 
     def __init__(self, packet: Prepare | Enlist, parts: list[Preparation], size: int) -> None:
         self.packet = packet
         self.parts = parts
         self.count = len(packet.messages)
         self.size = size
+        self.sent_at = monotonic()
 
 
 class Preparing:
@@ -129,6 +131,10 @@ class Preparing:
     def is_open(self) -> bool:
         """Whether somebody waits for an answer that is on its way."""
         return any(not part.ended for frame in self._frames.values() for part in frame.parts)
+
+    def is_late(self, before: float) -> bool:
+        """Whether the oldest packet was sent before that time."""
+        return next((frame.sent_at < before for frame in self._frames.values()), False)
 
     def take(self, next_request: Callable[[], int], body_bytes_max: int) -> list[Prepare | Enlist]:
         """Return packets with all that waits and that the window has room for."""
@@ -251,7 +257,9 @@ class Preparing:
         """Return what a new connection has to send again."""
         self.forget_given_up()
         self._restore()
+        now = monotonic()
         for frame in self._frames.values():
+            frame.sent_at = now
             for part in frame.parts:
                 part.resent = True
         return [frame.packet for frame in self._frames.values()]

@@ -93,7 +93,7 @@ def _answering(brokers: list[Broker]) -> list[Broker]:
         return brokers
     now = monotonic()
     late, refused = now - LATE_SECONDS, now - REFUSED_SECONDS
-    return [one for one in brokers if one.refused_at < refused and not one.unanswered.is_late(late)] or brokers
+    return [one for one in brokers if one.refused_at < refused and not one.is_late(late)] or brokers
 
 
 def _allowance(broker: Broker, takers: list[Broker], outgoing: Outgoing, lane: Lane) -> int:

@@ -8,10 +8,10 @@ import anyio
 import pytest
 
 from kiteq.message import decode
-from kiteq.remoting.packets import Brokers, Goodbye, Hello, Packet, Prepare, Publish, Refusal
+from kiteq.remoting.packets import Brokers, Decide, Goodbye, Hello, Packet, Prepare, Publish, Refusal
 from kiteq_client import Client, Message, NotConnected, PartlySent, Refused, SendTimeout, direct
 from kiteq_client.registry import Address, parse_registry
-from tests.client.ledger import Ledger, until, warnings
+from tests.client.ledger import Ledger, hurried, until, warnings
 from tests.client.peer import Connection, both_loops, peer
 
 
@@ -136,6 +136,49 @@ async def test_a_broker_that_stands_still_keeps_its_share_of_the_window_and_the_
             still.lose, other.lose = is_publish, is_publish
             await client.send_many(message() for _ in range(100))
         assert {type(result) for result in caught.value.results} == {SendTimeout}
+
+
+@both_loops
+async def test_a_broker_that_does_not_answer_half_messages_gets_nothing_new() -> None:
+    await _stands_still_and_gets_nothing_new(Prepare)
+
+
+@both_loops
+async def test_a_broker_that_does_not_answer_decisions_gets_nothing_new() -> None:
+    await _stands_still_and_gets_nothing_new(Decide)
+
+
+async def _stands_still_and_gets_nothing_new(unanswered: type[Packet]) -> None:
+    still, other = Ledger("b1"), Ledger("b2")
+    still.lose = lambda packet: isinstance(packet, unanswered)
+    async with (
+        peer(still.script) as one,
+        peer(other.script) as two,
+        Client(f"kiteq://{one},{two}", group="g", topics=["trade"], timeout=3) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        await until(lambda: len(client._brokers.sessions()) == 2)
+
+        async def transact() -> None:
+            async with client.transaction(message()):
+                pass
+
+        tasks.start_soon(transact)
+        tasks.start_soon(transact)
+        await until(lambda: still.packets(unanswered) and len(other.committed) == 1)
+        before = len(still.seen)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kiteq_client.spread.LATE_SECONDS", 0.1)
+            await anyio.sleep(0.11)
+            async with anyio.create_task_group() as many:
+                for _ in range(20):
+                    many.start_soon(transact)
+                    many.start_soon(client.send, message())
+        assert len(still.seen) == before
+        assert len(other.committed) == 21
+        with hurried(client):
+            tasks.cancel_scope.cancel()
+        still.lose = lambda _packet: False
 
 
 @both_loops
