@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -25,18 +25,23 @@ __all__ = ["Done", "bind", "discard", "drop", "unbind"]
 Done = Callable[[StoreError | Refused | None], None]
 
 
-def bind(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
-    """Add or update bindings of a group; `done` is called when they are durable and in force, or refused."""
+def bind(
+    core: Core, group: str, bindings: Sequence[Binding], done: Done, without: Collection[tuple[int, str]] = ()
+) -> None:
+    """Add or update bindings of a group; `done` is called when they are durable and in force, or refused.
+
+    without: kinds and patterns of others that they replace, in the same step: what waits for the group stays.
+    """
     if _under_way(core, group, bindings) is None and not _that_take_over(core, group, bindings):
-        _put(core, group, bindings, {}, done)
+        _put(core, group, bindings, {}, done, without)
         return
     try:
-        core.router.merged(group, bindings)  # before much is copied for nothing
+        core.router.merged(group, bindings, without)  # before much is copied for nothing
     except Refused as refused:
         done(refused)
         return
     assert core.deliveries.nursery is not None
-    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, done)
+    core.deliveries.nursery.start_soon(_take_over_and_put, core, group, bindings, done, without)
 
 
 def _under_way(core: Core, group: str, bindings: Sequence[Binding]) -> trio.Event | None:
@@ -58,10 +63,13 @@ def _that_take_over(core: Core, group: str, bindings: Sequence[Binding]) -> dict
     return found
 
 
-def _put(core: Core, group: str, bindings: Sequence[Binding], outlets: dict[str, Outlet], done: Done) -> None:
+def _put(
+    core: Core, group: str, bindings: Sequence[Binding], outlets: dict[str, Outlet], done: Done,
+    without: Collection[tuple[int, str]] = (),
+) -> None:  # fmt: skip
     """Merge bindings with those that the group has by now, and write them; `outlets` are new ones by topic."""
     try:
-        changes = core.router.merged(group, bindings)
+        changes = core.router.merged(group, bindings, without)
     except Refused as refused:
         done(refused)
         return
@@ -73,14 +81,17 @@ def _put(core: Core, group: str, bindings: Sequence[Binding], outlets: dict[str,
     core.router.put(group, changes, outlets, done)
 
 
-async def _take_over_and_put(core: Core, group: str, bindings: Sequence[Binding], done: Done) -> None:
+async def _take_over_and_put(
+    core: Core, group: str, bindings: Sequence[Binding], done: Done, without: Collection[tuple[int, str]]
+) -> None:
     while (end := _under_way(core, group, bindings)) is not None:
         await end.wait()  # two of one group at once would each copy everything
     found = _that_take_over(core, group, bindings)
     if not found:
-        _put(core, group, bindings, {}, done)
+        _put(core, group, bindings, {}, done, without)
         core.turn.end()
         return
+    assert not without, "what replaces others is from the registry, which knows no start"
     finished = trio.Event()
     for topic in found:
         core.taking_over[group, topic] = finished

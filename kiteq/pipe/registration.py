@@ -9,6 +9,7 @@ outage or while this broker was down; so nothing is unbound, and nothing bound a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -140,6 +141,8 @@ class Registration:
         self._together: dict[Key, tuple[Sequence[Binding], Sequence[Binding]]] = {}
         """What the registry holds and what is in force here, as of the last look, where nothing was left to do."""
         self._warned: dict[Key, str] = {}
+        self._coming: Counter[tuple[Key, Pattern]] = Counter()
+        """What clients are binding at this moment: it is about to be in force, though not here yet."""
 
     # --- what clients change here --------------------------------------------------------------
 
@@ -152,9 +155,19 @@ class Registration:
         if not new:
             bind(self._core, group, bindings, done)
             return
+        coming = [((one.topic, group), pattern_of(one)) for one in new]
+        self._coming.update(coming)
+
+        def finished(error: StoreError | Refused | None) -> None:
+            for one in coming:
+                self._coming[one] -= 1
+                if not self._coming[one]:
+                    del self._coming[one]
+            done(error)
+
         nursery = self._core.deliveries.nursery
         assert nursery is not None
-        nursery.start_soon(self._publish_and_bind, group, new, bindings, done)
+        nursery.start_soon(self._publish_and_bind, group, new, bindings, finished)
 
     def _is_new(self, group: str, binding: Binding) -> bool:
         """Return whether the registry may have to be told; also of one removed here, of which it may be told yet."""
@@ -211,9 +224,7 @@ class Registration:
         await self._core.store.all_durable()
         self.applied.set()
         for key, found in unshared:
-            if not await self._publish(key, found):
-                self._apply(key, {pattern_of(one): one for one in snapshot.bindings[key] or ()})
-                self._core.turn.end()
+            await self._publish(key, found, {pattern_of(one): one for one in snapshot.bindings[key] or ()})
 
     def _apply(self, key: Key, shared: ByPattern) -> Reconciled:
         """Start what has to be done here.
@@ -228,42 +239,85 @@ class Registration:
         coming = {pattern_of(one): one for one in found.bind_here}
         note = self._noting_refusal(key)
 
+        def unbind_rest() -> None:
+            for one in found.unbind_here:
+                unbind(core, group, topic, one.kind, one.pattern, note)
+
         def in_force(error: StoreError | Refused | None) -> None:
             note(error)
             if error is None:
                 self._save_seen(key, {**self._seen.get(key, {}), **coming})
+            elif isinstance(error, Refused):
+                unbind_rest()
 
-        if coming:
-            bind(core, group, found.bind_here, in_force)
         for one in found.unbind_here:
             outlet = core.deliveries.group(group).outlets.get(topic)
             pending = 0 if outlet is None else outlet.subscription.pending
             log.warning("a binding was removed elsewhere", group=group, binding=str(one), pending=pending)
-            unbind(core, group, topic, one.kind, one.pattern, note)
+        if coming:  # in one step, as what comes may contradict what goes
+            bind(core, group, found.bind_here, in_force, without=[pattern_of(one) for one in found.unbind_here])
+        else:
+            unbind_rest()
         kept = {pattern: one for pattern, one in shared.items() if pattern not in coming}
         self._save_seen(key, kept | {pattern: seen[pattern] for pattern in coming if pattern in seen})
         return found
 
-    async def _publish(self, key: Key, found: Reconciled) -> bool:
-        """Tell the registry what is new here; return False when that was refused, and taken back here."""
+    async def _publish(self, key: Key, found: Reconciled, shared: ByPattern) -> None:
+        """Tell the registry what is new here; what it refuses is taken back here."""
         topic, group = key
         try:
-            if found.bind_shared:
-                await self._registry.merge_bindings(group, topic, found.bind_shared, timeout=PUBLISH_SECONDS)
-            if found.unbind_shared:
-                await self._registry.remove_binding(group, topic, found.unbind_shared, timeout=PUBLISH_SECONDS)
+            await self._share(key, found)
         except Refused as refused:
             log.warning(
                 "bindings made during an outage contradict those in the registry, and are taken back",
                 group=group, topic=topic, reason=str(refused),
             )  # fmt: skip
-            for one in found.bind_shared:
-                unbind(self._core, group, topic, one.kind, one.pattern, self._noting_refusal(key))
+            self._take_back(key, found, shared)
+            self._apply(key, shared)
             self._core.turn.end()
-            return False
         except RegistryError as error:
             log.debug("bindings are not in the registry yet", group=group, topic=topic, reason=str(error))
-        return True
+
+    async def _share(self, key: Key, found: Reconciled) -> None:
+        """Change the registry as it was found to be right, but for what clients have changed here since then."""
+        topic, group = key
+        is_refused = False
+        if bound := self._still_bound(key, found.bind_shared):
+            try:
+                await self._registry.merge_bindings(group, topic, bound, timeout=PUBLISH_SECONDS)
+            except Refused:
+                if not found.unbind_shared:
+                    raise
+                is_refused = True  # it may contradict only what is removed
+        if unbound := self._still_unbound(key, found.unbind_shared):
+            await self._registry.remove_binding(group, topic, unbound, timeout=PUBLISH_SECONDS)
+        if is_refused and (bound := self._still_bound(key, found.bind_shared)):
+            await self._registry.merge_bindings(group, topic, bound, timeout=PUBLISH_SECONDS)
+
+    def _take_back(self, key: Key, found: Reconciled, shared: ByPattern) -> None:
+        """Let a group be bound here as the registry says, where that has refused to be changed."""
+        topic, group = key
+        core, note = self._core, self._noting_refusal(key)
+        refused = [pattern_of(one) for one in self._still_bound(key, found.bind_shared)]
+        back = [*(shared[pattern] for pattern in refused if pattern in shared), *found.bind_here]
+        new = [pattern for pattern in refused if pattern not in shared]
+        if back:
+            bind(core, group, back, note, without=new)
+        else:
+            for kind, pattern in new:
+                unbind(core, group, topic, kind, pattern, note)
+
+    def _still_bound(self, key: Key, bindings: Iterable[Binding]) -> list[Binding]:
+        here = self._here(key)
+        return [one for one in bindings if here.get(pattern_of(one)) == one]
+
+    def _still_unbound(self, key: Key, bindings: Iterable[Binding]) -> list[Binding]:
+        here = self._here(key)
+        return [one for one in bindings if pattern_of(one) not in here and (key, pattern_of(one)) not in self._coming]
+
+    def _here(self, key: Key) -> ByPattern:
+        topic, group = key
+        return {pattern_of(one): replace(one, start="latest") for one in self._core.router.submitted(group, topic)}
 
     def _noting_refusal(self, key: Key) -> Done:
         def done(error: StoreError | Refused | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -97,9 +97,12 @@ class Router:
 
     # --- changes ------------------------------------------------------------------------------
 
-    def merged(self, group: str, bindings: Sequence[Binding]) -> dict[str, tuple[Binding, ...]]:
+    def merged(
+        self, group: str, bindings: Sequence[Binding], without: Collection[tuple[int, str]] = ()
+    ) -> dict[str, tuple[Binding, ...]]:
         """Return, by topic, the group's bindings with new ones added or updated.
 
+        without: kinds and patterns of those that are removed in the same step.
         Raises `Refused` for a topic not served, a bad pattern or bindings that contradict each other.
         """
         merged: dict[str, dict[tuple[int, str], Binding]] = {}
@@ -108,7 +111,8 @@ class Router:
             if (group, topic) not in self._submitted:
                 self.check_served(topic, new_topics=len(merged.keys() - self._store.topics.keys()))
             if topic not in merged:
-                merged[topic] = {(old.kind, old.pattern): old for old in self._submitted.get((group, topic), ())}
+                olds = self._submitted.get((group, topic), ())
+                merged[topic] = {(old.kind, old.pattern): old for old in olds if (old.kind, old.pattern) not in without}
             old = merged[topic].get((binding.kind, binding.pattern))
             if old is not None and old.start == "first":
                 binding = replace(binding, start="first")  # noqa: PLW2901 it has taken over what was kept: once is enough

@@ -66,6 +66,10 @@ class Shelf:
                 asked()
         self._asked.clear()
 
+    def forget_asked(self) -> None:
+        """Lose what was asked for meanwhile, as a broker does that is started again."""
+        self._asked.clear()
+
     def patterns(self, key: Key = KEY) -> set[str]:
         return {one.pattern for one in self.board.nodes.get(key, ())}
 
