@@ -44,6 +44,8 @@ class Subscriptions:
         self._mirror: Mirror[tuple[Binding, ...]] = Mirror(session, log, BINDINGS, _read)
         self._has_news = False
         self._pending: dict[Key, list[Change]] = {}
+        self._replaced: list[tuple[Change, Change]] = []
+        """Changes of this turn whose wishes are those of a later one, and that: they share its fate."""
         self._stuck: set[Key] = set()
         self._known: dict[Key, tuple[Binding, ...]] = {}
         self._sweep_at = 0.0
@@ -60,8 +62,10 @@ class Subscriptions:
         """Have a change made; it is kept until it is known to be in ZooKeeper, or a later one replaces it."""
         earlier = self._pending.get(key, [])
         for one in earlier:
-            for pattern in change.wishes:
-                one.wishes.pop(pattern, None)
+            if replaced := one.wishes.keys() & change.wishes.keys():
+                self._replaced.append((one, change))
+            for pattern in replaced:
+                del one.wishes[pattern]
         self._pending[key] = [*(one for one in earlier if one.wishes), change]
         self._stuck.discard(key)
         self._has_news = True  # what was told of this node meanwhile is not believed
@@ -90,7 +94,10 @@ class Subscriptions:
         """
         if full:
             self._stuck.clear()
-        self._write([key for key in self._pending if key not in self._stuck])
+        try:
+            self._write([key for key in self._pending if key not in self._stuck])
+        finally:
+            self._share_fates()
         changed = self._mirror.refresh(full=full)
         self._has_news |= changed  # a later step may raise: it is told when one turn comes through
         if full and self._fill_in():
@@ -107,6 +114,12 @@ class Subscriptions:
             self._sweep()
         has_news, self._has_news = self._has_news, False
         return has_news
+
+    def _share_fates(self) -> None:
+        for one, later in reversed(self._replaced):
+            if one.error is None and later.error is not None:
+                one.error = Refused(later.error.code, later.error.reason)
+        self._replaced.clear()
 
     def snapshot(self) -> dict[Key, tuple[Binding, ...] | None]:
         """Return what each node holds, by topic and group; None for one of which that is not known now."""

@@ -95,6 +95,25 @@ async def test_merging_and_removing_at_once_lose_nothing_else(url: str, hand: An
         assert set(held(hand)) == set(keep)
 
 
+async def test_members_that_bring_the_same_contradiction_at_once_are_all_refused(url: str, hand: Any) -> None:
+    async with opened(url) as one, opened(url) as other:
+        await one.merge_bindings("g", "t", [A])
+        refused: list[str] = []
+
+        async def connect(*bindings: Binding) -> None:
+            try:
+                await other.merge_bindings("g", "t", bindings)
+            except Refused as error:
+                refused.append(error.reason)
+
+        slow = direct("t", "b", watermark=10)
+        async with trio.open_nursery() as nursery:
+            for bindings in ([slow], [slow], [direct("t", "c", watermark=10), slow], [slow]):
+                nursery.start_soon(connect, *bindings)
+        assert len(refused) == 4
+        assert held(hand) == [A]
+
+
 async def test_bindings_that_contradict_those_of_another_broker_are_refused(url: str, hand: Any) -> None:
     async with opened(url) as one, opened(url) as other:
         await one.merge_bindings("g", "t", [A])
