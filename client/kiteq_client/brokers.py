@@ -108,12 +108,11 @@ class Brokers:
 
     def refresh(self) -> None:
         """Compare what is dialled with what there is."""
-        known = self.members.known()
+        announced = self.members.known()
+        known = {address: member for address, member in announced.items() if self._wants(member)}
         for address, member in known.items():
             dialler = self.diallers.get(address)
             if dialler is not None and member == dialler.member and dialler.listed:
-                continue
-            if not self._wants(member):
                 continue
             if dialler is None:
                 logger.info("broker %s found in %s", address, self.members.source)
@@ -122,17 +121,18 @@ class Brokers:
                 logger.info("broker %s is back in %s", address, self.members.source)
             self._meet(dialler, member)
         for dialler in self.diallers.values():
-            if dialler.listed and dialler.address not in known:
-                dialler.listed = False
-                dialler.again.set()
-                stays = dialler.session is not None and not dialler.session.leaving
-                what = ": its connection is used as long as it lives" if stays else ""
-                logger.info("broker %s is gone from %s%s", dialler.address, self.members.source, what)
+            if dialler.address in known:
+                continue
+            dialler.member = announced.get(dialler.address, dialler.member)
+            if dialler.listed:
+                gone = "only for other topics in" if dialler.address in announced else "gone from"
+                dialler.unlist(f"{gone} {self.members.source}")
         self.progress.set()
         self.wake_writers()
 
     def _meet(self, dialler: Dialler, member: Member) -> None:
         """A broker is announced, again or otherwise than before."""
+        is_new_start = member.epoch != dialler.member.epoch
         dialler.member = member
         dialler.listed = True
         if dialler.session is None:
@@ -141,7 +141,8 @@ class Brokers:
                 self._give(owing, dialler)
             dialler.again.set()
         elif dialler.broker is not None:
-            dialler.broker.serves = member.serves
+            # One start of a broker keeps its topics, and announces one after the other.
+            dialler.broker.serves = member.serves if is_new_start else member.serves_also(dialler.broker.serves)
             dialler.bindings_changed.set()
 
     def _wants(self, member: Member) -> bool:
@@ -216,6 +217,14 @@ class Brokers:
             one.unanswered.give_up(connected=False)
             one.preparing.forget_given_up()
 
+    def remembered(self, broker: Broker) -> Broker:
+        """Return who is this broker now, for something that it owes us from now on; it may be forgotten."""
+        if broker not in self.all:
+            broker = self._named(broker.name) or broker
+            if broker not in self.all:
+                self.all.append(broker)
+        return broker
+
     def connected(self, broker: Broker, session: Session) -> None:
         """Use a new connection."""
         broker.deciding.connected(session.broker)
@@ -267,17 +276,16 @@ class Brokers:
         return sessions
 
     def not_connected(self, topics: Iterable[str] = ()) -> Exception:
-        """Return why there is no connection to a broker of these topics: a refusal, if a broker gave one."""
-        if self.members.refusal is not None:
+        """Return why there is no connection to a broker of these topics: a refusal, if that is all they gave."""
+        if self.members.refusal is not None and not self.diallers:
             return self.members.refusal
         away = self.away()
-        for error in away.values():
-            if isinstance(error, Refused) and error.code != DRAINING:
-                return error
+        refusals = [one for one in away.values() if isinstance(one, Refused) and one.code != DRAINING]
+        if refusals and (len(refusals) == len(away) or not any(one.connects for one in self.diallers.values())):
+            return refusals[0]
         problem = self.members.problem(sorted(set(topics) or self._topics))
-        return NotConnected(
-            "; ".join([*([problem] if problem else []), *map(str, away.values())]) or "no broker is left"
-        )
+        why = [f"{address}: {one}" if isinstance(one, Refused) else str(one) for address, one in away.items()]
+        return NotConnected("; ".join([problem, *why] if problem else why) or "no broker is left")
 
     def away(self) -> dict[str, Exception]:
         """Return why, by address, for the brokers that are not connected."""

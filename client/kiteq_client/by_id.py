@@ -61,6 +61,8 @@ async def decide(transactions: Transactions, what: Prepared | bytes | str, decis
     if late:
         raise pending(late[0][1], transactions.timeout)
     away = transactions.brokers.away()
+    if isinstance(what, Prepared) and not any(one.name == what.broker for one in transactions.brokers.all):
+        raise NotConnected(f"broker {what.broker}, which has transaction {what.id.hex()}, is not connected")
     if unknown is None or away:
         raise NotConnected("; ".join(map(str, away.values())) or "no broker is connected")
     transactions.counters.unknown_transactions += 1

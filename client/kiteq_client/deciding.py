@@ -133,7 +133,8 @@ class Deciding:
 
     def _send_again(self, frame: _Frame) -> None:
         for verdict in frame.verdicts:
-            if not verdict.answered and not verdict.queued:
+            # One that went to the broker that asked for it is not ours any more.
+            if not verdict.answered and not verdict.queued and self._is_here(verdict):
                 verdict.queued = True
                 self._waiting.append(verdict)
 

@@ -107,6 +107,14 @@ class Dialler:
         """Whether the broker has refused for good."""
         return self.tried.is_set() and isinstance(self.error, Refused) and not self.error.temporary
 
+    def unlist(self, why: str) -> None:
+        """Dial no more than the broker owes us; a connection is used as long as it lives."""
+        self.listed = False
+        self.again.set()
+        stays = self.session is not None and not self.session.leaving
+        what = ": its connection is used as long as it lives" if stays else ""
+        logger.info("broker %s is %s%s", self.address, why, what)
+
     async def run(self) -> None:
         """Connect, carry packets, connect again; until cancelled, or until nobody wants that any more."""
         failures = 0

@@ -22,6 +22,10 @@ class Member(NamedTuple):
         """Whether it serves a topic."""
         return self.serves is None or topic in self.serves
 
+    def serves_also(self, others: frozenset[str] | None) -> frozenset[str] | None:
+        """Return its topics together with others; None for all."""
+        return None if self.serves is None or others is None else self.serves | others
+
     def is_before(self, other: Member) -> bool:
         """Whether this was an earlier start of the same broker, elsewhere."""
         return self.name == other.name and self.address != other.address and self.epoch < other.epoch

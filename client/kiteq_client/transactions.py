@@ -233,7 +233,7 @@ class Transactions:
         verdict.deadline = verdict.deadline or monotonic() + self.timeout
         self._deciding[verdict] = None
         self._watched()
-        broker.deciding.submit(verdict)
+        self.brokers.remembered(broker).deciding.submit(verdict)
         try:
             await done.wait()
         finally:
@@ -305,7 +305,7 @@ class Transactions:
     def _answer(self, broker: Broker, name: str, token: bytes, decision: Decision) -> None:
         self.counters.checks[decision.value] += 1
         if decision in (Decision.COMMIT, Decision.ROLLBACK):
-            broker.deciding.submit(Verdict(token, decision, name))
+            self.brokers.remembered(broker).deciding.submit(Verdict(token, decision, name))
             self._watched()
         elif broker.deciding.broker == name:
             broker.deciding.note(decision, token)
@@ -323,7 +323,7 @@ class Transactions:
                 answers.append(decision)
                 done.set()
             elif decision in (Decision.COMMIT, Decision.ROLLBACK):
-                half.place.deciding.submit(Verdict(half.token, decision, half.name))
+                self.brokers.remembered(half.place).deciding.submit(Verdict(half.token, decision, half.name))
 
         self._asking[done] = monotonic() + self.timeout
         self._watched()
