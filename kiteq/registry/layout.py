@@ -10,6 +10,7 @@ The field names of a binding are those of KiteQ. A topic name never starts with 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,6 +50,7 @@ NODE_BYTES_MAX: Final = 512 * 1024
 ENTRIES_MAX: Final = 10_000
 PARTITIONS_MAX: Final = 1_024
 NUMBER_MAX: Final = (1 << 63) - 1
+_BROKER_ID: Final = re.compile(r"[!-~]{1,255}")
 
 
 def server_path(topic: str, address: str) -> str:
@@ -103,8 +105,8 @@ def decode_server(content: bytes) -> Server:
     if not isinstance(fields, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 one kind of error for what is not ours
     broker_id, partitions = fields.get("brokerId"), fields.get("partitions", [])
-    if not isinstance(broker_id, str) or not 1 <= len(broker_id) <= 255:
-        raise ValueError("brokerId is not a text of 1 to 255 characters")
+    if not isinstance(broker_id, str) or _BROKER_ID.fullmatch(broker_id) is None:
+        raise ValueError("brokerId is not a text of 1 to 255 printable ASCII characters")
     if not isinstance(partitions, list) or len(partitions) > PARTITIONS_MAX:
         raise ValueError(f"partitions is not a list of at most {PARTITIONS_MAX} numbers")
     return Server(

@@ -8,6 +8,7 @@ from kiteq.registry.layout import EVERY_TOPIC, SERVERS, Server, decode_server
 from kiteq.registry.log import Log
 from kiteq.registry.mirror import Mirror
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.values import split_address
 
 __all__ = ["ServerMap", "Servers", "servers_of"]
 
@@ -42,5 +43,9 @@ class Servers:
         return self._mirror.readable()
 
 
-def _read(_topic: str, _name: str, content: bytes) -> Server:
+def _read(_topic: str, name: str, content: bytes) -> Server:
+    try:
+        split_address(name)
+    except ValueError as error:
+        raise ValueError(f"its name must be {error}") from None
     return decode_server(content)

@@ -215,6 +215,7 @@ def test_a_delayed_message_is_cancelled_wherever_it_waits(pair: Pair) -> None:
     ("named", "sentence"),
     [
         ("h:1,here", "--broker is 'h:1,here'; it must be HOST:PORT"),
+        ("a..b:1", "--broker is 'a..b:1'; it must be HOST:PORT, where HOST is a name"),
         ("kiteq://h:1,", "--broker is 'kiteq://h:1,'; it must be HOST:PORT"),
         ("zk://", "--broker: 'zk://': '' is not host:port"),
         ("zk://me:secret@h", "--broker: a registry URL holds no user and no password"),

@@ -14,7 +14,7 @@ from kiteq.binding.bindings import Binding, direct, fanout, regex
 from kiteq.errors import Refused
 from kiteq.registry import subscriptions
 from kiteq.registry.errors import RegistryUnavailable, UnreadableNode
-from kiteq.registry.layout import decode_entries, encode_entries, entry
+from kiteq.registry.layout import decode_entries, encode_entries, encode_server, entry
 from tests.registry.parts import ADDRESS, SERVER, WAIT_SECONDS, ListLog, expire, in_thread, opened, until, until_told
 from tests.support.zookeeper import ZooKeeperProcess
 
@@ -161,6 +161,8 @@ async def test_malformed_nodes_are_left_out_with_one_warning_each(url: str, hand
     hand.create("/kiteq/sub/t/unknown", b"something else")
     hand.create("/kiteq/sub/-strange/x-bind", b"[]", makepath=True)
     hand.create("/kiteq/server/t/1.2.3.4:5", b"", makepath=True)
+    for name in ("foo", "f\u00fc[:1", "a..b:1"):
+        hand.create(f"/kiteq/server/t/{name}", encode_server(SERVER))
     async with opened(url, log) as registry:
         await registry.merge_bindings("g", "t", [A])
         snapshot = await until_told(registry, lambda snapshot: KEY in snapshot.bindings)
@@ -173,6 +175,9 @@ async def test_malformed_nodes_are_left_out_with_one_warning_each(url: str, hand
         await until(lambda: log.named().count("/kiteq/sub/t/bad-bind") == 2)
     assert sorted(map(str, log.named())) == [
         "/kiteq/server/t/1.2.3.4:5",
+        "/kiteq/server/t/a..b:1",
+        "/kiteq/server/t/foo",
+        "/kiteq/server/t/f\u00fc[:1",
         "/kiteq/sub/-strange",
         "/kiteq/sub/t/bad-bind",
         "/kiteq/sub/t/bad-bind",

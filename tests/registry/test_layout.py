@@ -58,6 +58,7 @@ def test_a_server_says_who_it_is() -> None:
     [
         b"", b"\xff", b"[]", b"null", b"{}", b'{"brokerId":1,"epoch":3,"wireVersion":1}',
         b'{"brokerId":"","epoch":3,"wireVersion":1}', b'{"brokerId":"b","epoch":-3,"wireVersion":1}',
+        b'{"brokerId":"\\ud800","epoch":3,"wireVersion":1}', b'{"brokerId":"\\u001b[31m","epoch":3,"wireVersion":1}',
         b'{"brokerId":"b","epoch":3}', b'{"brokerId":"b","epoch":3.5,"wireVersion":1}',
         b'{"brokerId":"b","epoch":true,"wireVersion":1}',
         b'{"brokerId":"b","epoch":3,"wireVersion":1,"partitions":[-1]}',
