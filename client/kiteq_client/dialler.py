@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
@@ -35,6 +36,8 @@ RECONNECT_SECONDS_MAX: Final = 5.0
 """Waits grow from the one to the other, with jitter: a restarted broker is not met by all at once."""
 RECONNECT_WANTED_SECONDS_MAX: Final = 0.5
 """The same while somebody waits for this broker: one that came back must not stay unnoticed for long."""
+RENEW_POLL_SECONDS: Final = 0.05
+"""How often a connection that is to be made anew is looked at, until nothing is under way."""
 GOODBYE_REQUEST: Final = 2
 
 
@@ -88,6 +91,7 @@ class Dialler:
         self._greeting = greeting
         self._owner = owner
         self._said_goodbye = False
+        self._unsaid: list[str] = []
         self.error: Exception = NotConnected(
             f"{self.address} did not accept the connection within {shared.timeout:g} s"
         )
@@ -172,7 +176,9 @@ class Dialler:
             try:
                 with anyio.fail_after(self._shared.timeout):
                     stream = await anyio.connect_tcp(self.address.host, self.address.port)
-                    welcome, first = await greet(stream, decoder, self._greeting.hello(self.member.serves_topic))
+                    hello = self._greeting.hello(self.member.serves_topic)
+                    self._unsaid = [topic for topic in self._greeting.topics if topic not in hello.topics]
+                    welcome, first = await greet(stream, decoder, hello)
             except TimeoutError as error:
                 raise NotConnected(
                     f"{self.address} did not accept the connection within {self._shared.timeout:g} s"
@@ -229,11 +235,20 @@ class Dialler:
         await session.leave()
 
     async def _bring_bindings(self, broker: Broker, session: Session) -> None:
-        """Bring what the greeting did not, and take back what it should not have: both change meanwhile."""
+        """Bring what the greeting did not, and take back what it should not have: both change meanwhile.
+
+        Topics to be published can only be told by another greeting.
+        """
         while True:
             change = self._next_change(broker)
             if change is None:
-                await self.bindings_changed.wait()
+                is_old = any(map(broker.serves_topic, self._unsaid))
+                if is_old and session.is_quiet:
+                    self.again.set()
+                    await session.leave()
+                    return
+                with anyio.move_on_after(RENEW_POLL_SECONDS if is_old else math.inf):
+                    await self.bindings_changed.wait()
                 continue
             binding, packet = change
             try:

@@ -30,6 +30,11 @@ class Requests:
         self._timeout = timeout
         self._open: dict[int, _Request] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._open)
+
     async def ask(self, number: int, send: Callable[[], None], broker: str) -> Any:
         """Send a request and return its result. Raises its refusal, `SendTimeout` or what ended the connection."""
         self._open[number] = request = _Request()

@@ -349,6 +349,7 @@ class Session:
             self._unanswered.is_awaited
             or self._owner.preparing.is_open
             or self._owner.deciding.is_open
+            or self._requests.is_open
             or self.answers.count
             or self.answers.unsettled
             or self._control

@@ -8,7 +8,7 @@ import pytest
 from kiteq.message import Message
 from kiteq.registry.layout import Server
 from kiteq.remoting.packets import Decide, Hello, Refusal
-from kiteq_client import Client, Decision, DecisionPending, NotConnected, Received
+from kiteq_client import Client, Decision, DecisionPending, NotConnected, Received, SendTimeout
 from kiteq_client.broker import Broker
 from kiteq_client.outgoing import Frame
 from tests.client.announcing import announce, finding_client
@@ -165,3 +165,47 @@ async def test_a_connection_is_used_for_all_topics_though_only_some_are_announce
             for topic in ("trade", "feed"):
                 await client.send(message(topic))
             assert connected(client) == 1
+
+
+@both_loops
+async def test_a_broker_hears_of_all_topics_that_are_published_though_it_announced_one_after_the_other() -> None:
+    ledger = Ledger("b1")
+    named: list[list[str]] = []
+    scope = anyio.CancelScope()
+
+    async def script(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        assert connection.hello is not None
+        named.append(connection.hello.topics)
+        await ledger.serve(connection)
+
+    with finding_client(topics=["trade", "feed", "gold"], timeout=0.5) as client:
+        async with peer(script) as one, client, anyio.create_task_group() as tasks:
+            announce(client, at(one, "b1", "trade"))
+            await until(lambda: connected(client))
+            ledger.lose = everything
+
+            async def send() -> None:
+                with scope:
+                    await client.send(message("trade"))
+
+            tasks.start_soon(send)
+            await until(lambda: ledger.seen)
+            announce(client, at(one, "b1", "trade", "feed"))
+            announce(client, at(one, "b1", "trade", "feed", "other"))
+            # Not while something is under way.
+            await anyio.sleep(0.1)
+            assert named == [["trade"]]
+            with pytest.raises(SendTimeout):
+                tasks.start_soon(_release, scope)
+                await client.admin("stat")
+            assert named == [["trade"]]
+            ledger.lose = lambda _packet: False
+            await until(lambda: len(named) == 2)
+            for topic in ("trade", "feed"):
+                await client.send(message(topic))
+            assert named == [["trade"], ["trade", "feed"]]
+
+
+async def _release(scope: anyio.CancelScope) -> None:
+    scope.cancel()
