@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -53,8 +55,22 @@ def together(work: Callable[[One], Outcome], each: Sequence[One]) -> list[Outcom
 
     if len(each) < 2:
         return [tried(one) for one in each]
-    with ThreadPoolExecutor(min(THREADS_MAX, len(each))) as threads:
-        return list(threads.map(tried, each))
+    futures: list[Future[Outcome | KiteQError]] = [Future() for _ in each]
+    left = deque(zip(each, futures, strict=True))
+
+    def take_and_try() -> None:
+        with suppress(IndexError):  # nothing is left
+            while True:
+                one, future = left.popleft()
+                try:
+                    future.set_result(tried(one))
+                except BaseException as error:  # noqa: BLE001 it is raised where the result is taken
+                    future.set_exception(error)
+
+    # Daemons, unlike those of an executor: Ctrl-C does not wait for a broker that does not answer.
+    for _ in range(min(THREADS_MAX, len(each))):
+        threading.Thread(target=take_and_try, daemon=True).start()
+    return [future.result() for future in futures]
 
 
 class Cluster:

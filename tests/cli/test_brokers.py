@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from kiteq.cli.session import AdminSession
-from kiteq_client import Client, Message, direct
-from tests.cli.running import kiteq, refused, run
+from kiteq_client import Client, Message, direct, fanout
+from tests.cli.running import environment, kiteq, refused, run
+from tests.e2e.wire import numbered
 from tests.support.broker import BrokerProcess, free_port
-from tests.workers.parts import WorkerSet
+from tests.workers.parts import PATIENCE_SECONDS, WorkerSet, connect
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +100,27 @@ def test_a_set_of_workers_is_known_from_each_of_them_and_drained_together(tmp_pa
         assert (told.returncode, told.stderr) == (0, "")
         assert told.stdout.endswith(f"gone: the workers {addresses[1]}, {addresses[0]}\n")
         assert workers.wait() == 0
+
+
+def test_waiting_for_workers_to_end_is_given_up_at_once(tmp_path: Path) -> None:
+    async def give_up(workers: WorkerSet) -> None:
+        member = await connect(workers.addresses[0], "slow", fanout("trade"), window=1)
+        await member.publish(numbered(1, "trade"))
+        await member.take(1)  # and it is never acked
+        process = subprocess.Popen(  # noqa: ASYNC220 the rest of the test waits in threads
+            [sys.executable, "-m", "kiteq", "broker", "drain", "--wait", "--broker", workers.addresses[0]],
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        with process, member.stream.socket:
+            assert (await trio.to_thread.run_sync(process.stdout.readline)).startswith(b"draining the workers ")
+            process.send_signal(signal.SIGINT)
+            try:
+                assert await trio.to_thread.run_sync(partial(process.wait, PATIENCE_SECONDS)) == 130
+            finally:
+                process.kill()
+            assert workers.is_running
+
+    with WorkerSet(tmp_path, 2, "--drain-timeout=120s", database="memory://") as workers:
+        trio.run(give_up, workers)
