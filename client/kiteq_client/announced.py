@@ -26,6 +26,9 @@ logger = logging.getLogger("kiteq_client")
 EVERY_TOPIC: Final = "*"
 ENTER_SHARE: Final = 0.9
 """The directory gives up waiting a little before the client does, which then can say why."""
+SETTLE_SECONDS: Final = 0.03
+SETTLE_SECONDS_MAX: Final = 0.3
+"""How long nothing must have changed, and for how long that is waited for."""
 REFUSED_SECONDS: Final = 5.0
 """Credentials that were refused are tried again this often: somebody may put them right in ZooKeeper."""
 
@@ -99,7 +102,7 @@ class Announced:
                 ) as self._directory:  # fmt: skip
                     self.refusal = None
                     while True:
-                        self._learn(await self._directory.wait_changed())
+                        self._learn(await _settled(self._directory))
                         changed()
             except CredentialsRefused as error:
                 self._directory = None
@@ -134,3 +137,15 @@ class Announced:
             known[address] = Member(address, serves, server.broker_id, server.epoch)
         self._known = known
         self._is_read = True
+
+
+async def _settled(directory: Directory) -> ServerMap:
+    """Return who is announced once that stands still: brokers announce their topics one after the other."""
+    servers = await directory.wait_changed()
+    with anyio.move_on_after(SETTLE_SECONDS_MAX):
+        is_still = False
+        while not is_still:
+            with anyio.move_on_after(SETTLE_SECONDS) as scope:
+                servers = await directory.wait_changed()
+            is_still = scope.cancelled_caught
+    return servers

@@ -201,6 +201,14 @@ def _of(client: Client, announced: Announced) -> Address:
 
 
 @with_zookeeper
+async def test_a_broker_that_starts_while_a_client_waits_hears_of_all_its_topics(url: str) -> None:
+    broker = Announced("b1", url)
+    topics = [f"topic-{number}" for number in range(20)]
+    async with Client(url, group="g", topics=topics, wait=False) as client, broker.running(*topics):
+        await until(lambda: client.statistics().connected and broker.hellos[-1].topics == topics)
+
+
+@with_zookeeper
 async def test_a_broker_that_is_announced_again_is_dialled_at_once(url: str) -> None:
     broker = Announced("b1", url)
 
