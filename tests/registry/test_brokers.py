@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from kazoo.client import KazooClient
 
 from kiteq.binding.bindings import Binding, direct, fanout
 from kiteq.broker import Broker
@@ -32,6 +33,16 @@ async def joined(folder: Path, url: str, **settings: Any) -> AsyncIterator[Broke
 async def two(tmp_path: Path, url: str) -> AsyncIterator[tuple[Broker, Broker]]:
     async with joined(tmp_path / "one", url) as one, joined(tmp_path / "two", url) as other:
         yield one, other
+
+
+@pytest.fixture
+def hand_of_own(own_zookeeper: ZooKeeperProcess) -> Iterator[Any]:
+    client = KazooClient(own_zookeeper.address, timeout=10)
+    client.start()
+    client.chroot = "/contradictions"
+    yield client
+    client.stop()
+    client.close()
 
 
 def bound(broker: Broker, group: str = "g", topic: str = "t") -> set[str]:
@@ -159,6 +170,32 @@ async def test_an_outage_keeps_nobody_from_binding_and_a_restart_during_it_knows
         async with joined(tmp_path / "two", url) as other:
             await until(lambda: bound(one) == bound(other) == {"a", "b"})
             await until(lambda: health(one.core).status == "ok")
+
+
+async def test_contradictions_of_two_brokers_in_an_outage_end_with_one_of_them_and_cost_no_message(
+    tmp_path: Path, own_zookeeper: ZooKeeperProcess, hand_of_own: Any
+) -> None:
+    url = f"zk://{own_zookeeper.address}/contradictions"
+    async with two(tmp_path, url) as (one, other):
+        clients = [await bind(broker, direct("t", "a")) for broker in (one, other)]
+        for client in clients:
+            await client.publish(numbered(1))
+        await in_thread(own_zookeeper.kill)
+        for broker in (one, other):
+            await until(lambda broker=broker: health(broker.core).status == "degraded")  # type: ignore[misc]
+        await bind(one, direct("t", "a", watermark=10))
+        await bind(other, direct("t", "b"))
+        await in_thread(own_zookeeper.start)
+        for broker in (one, other):
+            await until(lambda broker=broker: health(broker.core).status == "ok")  # type: ignore[misc]
+
+        def agreed() -> bool:
+            here, there = (broker.core.router.submitted("g", "t") for broker in (one, other))
+            return here == there and set(shared(hand_of_own) or ()) == bound(one) == bound(other)
+
+        await until(agreed)
+        assert "a" in bound(one)
+        assert [(await client.row("g"))["pending"] for client in clients] == [1, 1]
 
 
 async def test_a_wiped_registry_unbinds_nobody_and_is_filled_again(
