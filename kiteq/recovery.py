@@ -135,9 +135,10 @@ async def _check_room(core: Core) -> None:
     else:
         core.refusing = None
         _check_quotas(core)
-    if core.refusing != before and core.refusing is not None:
-        log.error("publishing is refused", reason=core.refusing[1])
-    elif core.refusing != before:
+    if core.refusing is not None:
+        if before is None or before[0] != core.refusing[0]:  # the reason has figures, which change all the time
+            log.error("publishing is refused", reason=core.refusing[1])
+    elif before is not None:
         log.info("publishing is accepted again")
     full = usage.used >= usage.limit * STORE_ALARM_SHARE
     if full and not core.filling_up:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from kiteq.binding.bindings import fanout
@@ -155,6 +157,26 @@ async def test_a_nearly_full_disk_refuses_publishing_until_there_is_room(
             free = needed
             await refusing(is_refusing=False)
             await producer.publish(numbered(1))
+
+
+async def test_that_publishing_is_refused_is_logged_once_however_the_figures_change(
+    monkeypatch: pytest.MonkeyPatch, hurried: MockClock
+) -> None:
+    looks = itertools.count(1)
+    looked = 0
+
+    def usage() -> Usage:
+        nonlocal looked
+        looked = next(looks)
+        return Usage(0, 1 << 40, disk_free=looked, disk_size=100 << 30)
+
+    with capture_logs() as logs, trio.fail_after(8):
+        async with running("memory://") as broker:
+            monkeypatch.setattr(broker.core.store, "usage", usage)
+            while looked < 4:
+                hurried.jump(1.1)
+                await trio.sleep(0.01)
+    assert [line["event"] for line in logs if "publishing" in line["event"]] == ["publishing is refused"]
 
 
 async def test_a_full_store_refuses_publishing_with_a_reason_while_acks_go_on(folder: Path) -> None:
