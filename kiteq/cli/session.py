@@ -35,6 +35,7 @@ GROUP: Final = "kiteq-cli"
 """The group as which the command line connects."""
 ANSWER_SECONDS_MAX: Final = 30.0
 """Dropping a large group takes the broker a while."""
+UNKNOWN_VERB: Final = "unknown_verb"
 
 
 Answer = TypeVar("Answer", Welcome, AdminReply, Pong)
@@ -128,7 +129,15 @@ class AdminSession:
             self.open()
         self._request += 1
         said = {name: value for name, value in arguments.items() if value is not None}
-        return self._exchange(Admin(self._request, verb, said), AdminReply).result
+        try:
+            return self._exchange(Admin(self._request, verb, said), AdminReply).result
+        except errors.Refused as error:
+            if error.code != UNKNOWN_VERB:
+                raise
+            reason = (
+                f"the broker at {self.address} is of another version and does not know {verb!r}: upgrade the older one"
+            )
+            raise errors.refusal(UNKNOWN_VERB, reason) from error
 
     def _exchange(self, packet: Packet, expected: type[Answer]) -> Answer:
         self._used_at = time.monotonic()

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from kiteq.cli.session import AdminSession
+from kiteq.errors import Refused
 from kiteq_client import Client, Message, direct, fanout
 from tests.cli.running import environment, kiteq, refused, run
 from tests.e2e.wire import numbered
@@ -46,6 +47,15 @@ def test_no_broker_there_is_one_sentence(tmp_path: Path) -> None:
         address = f"127.0.0.1:{free_port()}"
         sentence = refused(tmp_path, *words, "--broker", address, status=1)
         assert sentence == f"no broker answers at {address}: connection refused; is one running there?"
+
+
+def test_a_broker_of_another_version_that_does_not_know_a_command_is_named(broker: BrokerProcess) -> None:
+    with AdminSession(broker.address) as session, pytest.raises(Refused) as raised:
+        session.ask("broker.polish")
+    assert raised.value.code == "unknown_verb"
+    assert raised.value.reason == (
+        f"the broker at {broker.address} is of another version and does not know 'broker.polish': upgrade the older one"
+    )
 
 
 def test_draining_ends_the_broker_and_waits_until_the_store_is_free(broker: BrokerProcess) -> None:
