@@ -37,6 +37,8 @@ DEAD_LETTERS_LISTED_MAX = 1_000
 REQUESTS_MAX = 16
 """Requests worked on at once; each may hold a page of dead letters."""
 
+NOT_ALLOWED = "only clients over loopback may administrate: run this on the broker's machine, with --broker 127.0.0.1:PORT"
+
 Arguments = dict[str, Any]
 
 
@@ -70,7 +72,7 @@ class Administer:
         """Start a task for the request: some read the disk."""
         peer, packet = event.peer, event.packet
         if not peer.local:
-            peer.send(Refusal(packet.request, "not_allowed", "only clients on this machine may administrate", False))
+            peer.send(Refusal(packet.request, "not_allowed", NOT_ALLOWED, False))
         elif packet.verb not in self._verbs:
             known = ", ".join(self._verbs)
             peer.send(Refusal(packet.request, "unknown_verb", f"{packet.verb!r} is none of {known}"[:500], False))
