@@ -63,7 +63,9 @@ class Producer:
         if not late:
             return has_cancelled
         waited = f"no answer within {self._timeout:g} s"
-        sent = SendTimeout(f"{waited}: whether it is stored is unknown; sending this message again is safe")
+        sent = SendTimeout(
+            f"{waited}: whether it is stored is unknown; send this message again, at worst it comes twice"
+        )
         behind = SendTimeout(f"{waited}: the brokers are behind, and it was not sent")
         for submission in late:
             unsent = unserved(submission.unsent_topics()) or behind
