@@ -37,7 +37,9 @@ DEAD_LETTERS_LISTED_MAX = 1_000
 REQUESTS_MAX = 16
 """Requests worked on at once; each may hold a page of dead letters."""
 
-NOT_ALLOWED = "only clients over loopback may administrate: run this on the broker's machine, with --broker 127.0.0.1:PORT"
+NOT_ALLOWED = (
+    "only clients over loopback may administrate: run this on the broker's machine, with --broker 127.0.0.1:PORT"
+)
 
 Arguments = dict[str, Any]
 
