@@ -183,6 +183,8 @@ class Dialler:
                 raise NotConnected(
                     f"{self.address} did not accept the connection within {self._shared.timeout:g} s"
                 ) from error
+            except UnicodeError as error:
+                raise NotConnected(f"{self.address} could not be reached: no host has this name: {error}") from error
             broker = self._owner.claim(self, welcome.broker)
             if broker is None:
                 why = "leaving" if self._owner.leaving else "connected already"

@@ -312,6 +312,14 @@ async def test_one_broker_at_two_addresses_is_used_once_until_the_first_connecti
     assert len(warned) <= 1  # of the connection that was lost
 
 
+@both_loops
+async def test_an_address_that_cannot_be_one_is_a_broker_not_reached() -> None:
+    ledger = Ledger("b1")
+    async with peer(ledger.script) as one, Client(f"kiteq://{one},bü_x:1", group="g") as client:
+        await until(lambda: "could not be reached" in client.statistics().not_reached.get("bü_x:1", ""))
+        await client.send(message())
+
+
 async def never(_connection: Connection) -> None:
     await anyio.sleep_forever()
 
