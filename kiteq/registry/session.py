@@ -109,7 +109,7 @@ class ZooKeeperSession:
         if since is None:
             return Connection(True, self._up_since, False, "")
         over = self.connections == 0 or time.monotonic() - since > self.session_timeout
-        return Connection(False, since, over, f"no connection to {self.address}; is ZooKeeper running there?")
+        return Connection(False, since, over, f"no connection to {self.address} (is ZooKeeper running there?)")
 
     def seconds_until_over(self) -> float | None:
         """Return the time until the session counts as over, None if it does or there is a connection."""
