@@ -85,6 +85,7 @@ class Cluster:
         self._named = named
         self._needs_one = needs_one
         self._sessions: list[AdminSession] = []
+        self._copies: list[tuple[str, str, str]] = []
         self._failed = False
         self._life = ExitStack()
         self.failures: dict[str, KiteQError] = {}
@@ -104,6 +105,9 @@ class Cluster:
                 raise next(iter(self.failures.values()))
             for address, error in self.failures.items():
                 self.tell(address, error)
+            for address, twin, broker_id in self._copies:
+                sentence = f"{address} is left out: it is broker {broker_id} as {twin} is; "
+                self.tell(address, KiteQError(f"{sentence}does another process run on a copy of its store?"))
             if not self._sessions and self._needs_one:
                 raise typer.Exit(STATUS_FAILED)
             self._life = life.pop_all()
@@ -119,7 +123,7 @@ class Cluster:
     def _reach(self, addresses: list[str], life: ExitStack) -> None:
         """Connect to these brokers and to the sets they belong to, to each once."""
         known = dict.fromkeys(addresses)
-        ids: set[str] = set()
+        reached: dict[str, str] = {}
         while addresses:
             sessions = [AdminSession(address) for address in addresses]
             addresses = []
@@ -128,9 +132,11 @@ class Cluster:
                     self.failures[session.address] = outcome
                     continue
                 life.callback(session.close)
-                if session.broker_id in ids:
-                    continue  # reached under another address already
-                ids.add(session.broker_id)
+                twin = reached.setdefault(session.broker_id, session.address)
+                if twin != session.address:  # reached under another address already
+                    if {twin, session.address} <= self.announced.keys():
+                        self._copies.append((session.address, twin, session.broker_id))
+                    continue
                 self._sessions.append(session)
                 addresses += [one for one in session.neighbours if one not in known]
                 known |= dict.fromkeys(session.neighbours)

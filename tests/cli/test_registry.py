@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,3 +89,21 @@ def test_a_command_logs_in_with_the_credentials_of_the_environment(tmp_path: Pat
     sentence = refused(tmp_path, *words, status=1, KITEQ_ZK_AUTH="kiteq:wrong")
     assert "does not accept the user and password of KITEQ_ZK_AUTH" in sentence
     assert "wrong" not in sentence
+
+
+def test_a_copy_of_a_store_that_runs_at_another_address_is_named(tmp_path: Path, url: str) -> None:
+    original, copy = (BrokerProcess(tmp_path / name, f"--zkhost={url}") for name in ("original", "copy"))
+    (tmp_path / "original").mkdir()
+    with original:
+        original.stop()
+        shutil.copytree(original.folder, copy.folder)
+        original.start()
+        with copy:
+            done = kiteq(tmp_path, "broker", "list", "--json", KITEQ_BROKER=url)
+            (row,) = json.loads(done.stdout)
+            (other,) = {original.address, copy.address} - {row["address"]}
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"kiteq: {other} is left out: it is broker {row['broker_id']} as {row['address']} is; "
+                "does another process run on a copy of its store?\n"
+            )
