@@ -124,9 +124,10 @@ class Keeper(Generic[View]):
         connection = self._session.connection()
         problem = self._problem
         if not connection.connected:
+            # A refused login is tried again with a new connection, which lives for a moment: that is no news.
             return RegistryState(
                 degraded=True,
-                since=connection.since,
+                since=connection.since if problem is None else min(connection.since, self._problem_since),
                 session_over=connection.session_over,
                 reason=str(problem) if problem is not None else connection.reason,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import trio
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoAuthError
 from kazoo.security import make_acl
@@ -12,6 +13,7 @@ from kazoo.security import make_acl
 from kiteq.binding.bindings import fanout
 from kiteq.registry.directory import open_directory
 from kiteq.registry.errors import CredentialsRefused
+from kiteq.registry.session import RESTART_SECONDS
 from kiteq.registry_address import Credentials
 from tests.registry.parts import ADDRESS, SERVER, ListLog, in_thread, opened, until
 from tests.support.zookeeper import ZooKeeperProcess
@@ -100,6 +102,10 @@ async def test_credentials_that_turn_wrong_are_told_and_harmless_and_right_ones_
             zookeeper._users = dict([WRONG])
             await in_thread(zookeeper.start)
             await until(lambda: "does not accept" in registry.state.reason)
+            since = registry.state.since
+            with trio.move_on_after(3 * RESTART_SECONDS):
+                await until(lambda: registry.state.since > since + RESTART_SECONDS / 2)
+                pytest.fail("a login that is refused again counts as a new outage")
             zookeeper.kill()
             zookeeper._users = dict([RIGHT])
             await in_thread(zookeeper.start)
