@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,14 +12,20 @@ __all__ = ["page"]
 
 Row = dict[str, Any]
 
+NOTE: Final = "NOTE"
 BROKER_TITLES: Final = (
-    "BROKER", "STATE", "EPOCH", "UPTIME", "CONNECTIONS", "STORE", "REGISTRY", "IN/S", "OUT/S", "NOTE",
+    "BROKER", "STATE", "IN/S", "OUT/S", "REGISTRY", "EPOCH", "UPTIME", "CONNECTIONS", "STORE", NOTE,
 )  # fmt: skip
 TOPIC_TITLES: Final = ("TOPIC", "IN/S", "OUT/S", "PENDING", "SIZE", "OLDEST", "RETRYING", "DEAD")
 GROUP_TITLES: Final = ("GROUP", "CONNECTIONS", "PENDING", "SIZE", "IN FLIGHT", "RETRYING", "DEAD", "OUT/S")
 TO_THE_RIGHT: Final = frozenset({"EPOCH", "UPTIME", "CONNECTIONS", "IN/S", "OUT/S", "SIZE", "OLDEST"})
 BROKERS_SHARE: Final = 3
 """Of many brokers as many are shown as fit a third of the page: those first that are not well."""
+NAME_COLUMNS_MIN: Final = 32
+"""A longer name is shortened to this before figures are left out."""
+NAME_END: Final = 6
+"""As much of its end stays: of an address the port."""
+GAP: Final = 2
 SIZE_UNITS: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -27,10 +34,11 @@ def page(sample: Row, named: str, *, columns: int | None = None, lines: int | No
 
     named: what was asked for, for the title.
     """
-    brokers = _table(BROKER_TITLES, [_broker_cells(row) for row in sorted(sample["brokers"], key=_unwell_first)])
-    topics = _table(TOPIC_TITLES, [_topic_cells(row) for row in sample["topics"]])
-    groups = _table(GROUP_TITLES, [_group_cells(row) for row in sample["groups"]])
-    top = [_title(sample, named), _totals(sample), _transactions(sample), ""]
+    unwell_first = sorted(sample["brokers"], key=_unwell_first)
+    brokers = _table(BROKER_TITLES, [_broker_cells(row) for row in unwell_first], columns)
+    topics = _table(TOPIC_TITLES, [_topic_cells(row) for row in sample["topics"]], columns)
+    groups = _table(GROUP_TITLES, [_group_cells(row) for row in sample["groups"]], columns)
+    top = [_title(sample, named), *_wrapped(_totals(sample), columns), *_wrapped(_transactions(sample), columns), ""]
     more_topics, more_groups = sample["left_out"]["topics"], sample["left_out"]["groups"]
     of_topics, of_groups = len(topics) + (more_topics > 0), len(groups) + (more_groups > 0)
     if lines is not None:
@@ -41,8 +49,34 @@ def page(sample: Row, named: str, *, columns: int | None = None, lines: int | No
     return "\n".join(line if columns is None else line[:columns].rstrip() for line in shown)
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def _table(titles: Sequence[str], rows: Sequence[Sequence[object]], columns: int | None) -> list[str]:
+    """Return the lines of a table that is as wide as there is room: a figure that is cut would be a wrong one.
+
+    So long names are shortened first, then columns from the right are left out as a whole; a note may be cut.
+    """
+    if columns is not None:
+        widths = [max(len(str(cell)) for cell in column) for column in zip(titles, *rows, strict=True)]
+        others = sum(GAP + width for title, width in zip(titles[1:], widths[1:], strict=True) if title != NOTE)
+        widths[0] = min(widths[0], max(NAME_COLUMNS_MIN, columns - others))
+        rows = [(_shortened(str(row[0]), widths[0]), *row[1:]) for row in rows]
+        fitting, end = 0, -GAP
+        for title, width in zip(titles, widths, strict=True):
+            end += GAP + (len(title) if title == NOTE else width)
+            fitting += end <= columns
+        titles, rows = titles[:fitting], [row[:fitting] for row in rows]
     return table(titles, rows, right=TO_THE_RIGHT).split("\n")
+
+
+def _shortened(name: str, room: int) -> str:
+    return name if len(name) <= room else f"{name[: room - NAME_END - 3]}...{name[-NAME_END:]}"
+
+
+def _wrapped(text: str, columns: int | None) -> list[str]:
+    """Return a text of figures in lines that end behind a comma."""
+    if columns is None:
+        return [text]
+    kept_together = text.replace(" ", "\xa0").replace(",\xa0", ", ")
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(kept_together, columns, subsequent_indent="  ")]
 
 
 def _cut(shown: list[str], room: int, left_out: int = 0) -> list[str]:
@@ -76,7 +110,7 @@ def _title(sample: Row, named: str) -> str:
     for row in sample["brokers"]:
         states[row["state"]] = states.get(row["state"], 0) + 1
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"kiteq top  {printable(named.encode())}  {time_text(sample['at_ms'])} UTC  brokers: {told or 'none'}"
+    return f"kiteq top  {time_text(sample['at_ms'])} UTC  brokers: {told or 'none'}  {printable(named.encode())}"
 
 
 def _totals(sample: Row) -> str:
@@ -104,9 +138,9 @@ def _broker_cells(row: Row) -> list[object]:
         state = f"{row['state']}, {age_text(row['lost_s'])}"
         return [row["address"], state, *["-"] * (len(BROKER_TITLES) - 3), note]
     return [
-        row["address"], row["state"], row["epoch"], age_text(row["uptime_s"]), row["connections"],
-        f"{_size(row['store_bytes'])} of {_size(row['store_limit'])}", _registry(row["registry"]),
-        _rate(row["in_per_s"]), _rate(row["out_per_s"]), note,
+        row["address"], row["state"], _rate(row["in_per_s"]), _rate(row["out_per_s"]), _registry(row["registry"]),
+        row["epoch"], age_text(row["uptime_s"]), row["connections"],
+        f"{_size(row['store_bytes'])} of {_size(row['store_limit'])}", note,
     ]  # fmt: skip
 
 

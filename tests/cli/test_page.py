@@ -36,13 +36,13 @@ def test_a_page_has_all_figures() -> None:
     )  # fmt: skip
     text = page(sample(before, seen(1_700_000_000_000, now, lost("b:1", 75.0))), "zk://h\x1b")
     lines = text.splitlines()
-    assert lines[0] == "kiteq top  zk://h\\x1b  2023-11-14 22:13:20 UTC  brokers: 1 degraded, 1 not reached"
+    assert lines[0] == "kiteq top  2023-11-14 22:13:20 UTC  brokers: 1 degraded, 1 not reached  zk://h\\x1b"
     assert lines[1] == (
         "messages: in 2,000/s, out 3.0/s, pending 4, retrying 1, dead letters 7, delayed 1,000, unrouted 5B"
     )
     assert lines[2] == "transactions: open 3, parked 1, the oldest 1h 1m old"
     assert cells(text, "a:1") == [
-        "a:1", "degraded", "1", "2m 5s", "3", "3MiB of 64GiB", "not found, 1m 1s", "2,000", "3.0",
+        "a:1", "degraded", "2,000", "3.0", "not found, 1m 1s", "1", "2m 5s", "3", "3MiB of 64GiB",
         "the registry, for 61s",
     ]  # fmt: skip
     assert cells(text, "b:1")[:3] == ["b:1", "not reached, 1m 15s", "-"]
@@ -55,7 +55,7 @@ def test_without_a_rate_and_without_transactions_it_says_so() -> None:
     text = page(told(1, 1), "h:1")
     assert "messages: in -/s, out -/s," in text
     assert "transactions: open 0, parked 0\n" in text
-    assert cells(text, "a:1")[6] == "embedded"
+    assert cells(text, "a:1")[4] == "embedded"
 
 
 @pytest.mark.parametrize("lines", [*range(1, 40), 100])
@@ -64,6 +64,24 @@ def test_a_page_never_has_more_lines_than_the_terminal(topics: int, groups: int,
     text = page(told(topics, groups, brokers), "h:1", columns=60, lines=lines)
     assert len(text.splitlines()) <= lines
     assert max(map(len, text.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 120, 200])
+def test_a_figure_is_whole_or_left_out(columns: int) -> None:
+    name = "orders-of-the-" + "very-" * 20 + "end"
+    counts = {"in": 1_234_567, "out": 1_234_567}
+    topics, groups = (topic(name, pending=1_234_567, **counts),), (group(name, pending=1_234_567, out=1_234_567),)
+    before = seen(0, overview("a", 1.0, (topic(name),), (group(name),)))
+    now = overview("a", 2.0, topics, groups, accepted=1_234_567, acked=1_234_567, pending=1_234_567, delayed=1_234_567)
+    shown = sample(before, seen(1_700_000_000_000, now, lost("broker-1.example.internal:13800", 7_500.0)))
+    whole, text = (page(shown, "zk://h", columns=width).splitlines() for width in (None, columns))
+    assert max(map(len, text)) <= columns
+    told_whole = {figure for line in whole for figure in line.split()}
+    for line in text[1:]:
+        for figure in line.split():
+            is_name = figure.startswith(("orders-", "broker-1")) and figure.endswith(("end", ":13800"))
+            assert is_name or figure in told_whole
+    assert columns < 80 or sum("1,234,567" in line for line in text) >= 4
 
 
 def test_what_does_not_fit_is_counted() -> None:
