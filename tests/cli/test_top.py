@@ -77,8 +77,8 @@ def test_one_page_has_rates_of_one_interval(broker: BrokerProcess) -> None:
         pass
     run(broker, "send", "trade", "pay")
     text = run(broker, "top", "--once", "--interval", "100ms")
-    assert text.startswith(f"kiteq top  {broker.address}  ")
-    assert re.search(rf"^{broker.address}  ok +1 .* embedded +0 +0$", text, re.MULTILINE)
+    assert f" UTC  brokers: 1 ok  {broker.address}\n" in text
+    assert re.search(rf"^{broker.address}  ok +0 +0  embedded +1 ", text, re.MULTILINE)
     assert re.search(r"^trade +0 +0 +1 +\d+B +\d+s +0 +0$", text, re.MULTILINE)
     assert re.search(r"^members +0 +1 +\d+B +0 +0 +0 +0$", text, re.MULTILINE)
     (line,) = run(broker, "top", "--once", "--json", "--interval", "100ms").splitlines()
