@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -148,6 +148,14 @@ def address_of(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_WHY: Final = {
+    errno.EADDRINUSE: "another process listens there",
+    errno.EADDRNOTAVAIL: (
+        "this machine has no such address; bind 0.0.0.0, and say with --advertise where other machines find it"
+    ),
+}
+
+
 def listen(bind: str) -> socket.socket:
     """Return a listening socket of HOST:PORT. Raises `OSError` saying which address and why."""
     host, _, port = bind.rpartition(":")
@@ -161,8 +169,7 @@ def listen(bind: str) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise OSError(error.errno, f"cannot listen on {bind}: {reason}") from error
+        raise OSError(error.errno, f"cannot listen on {bind}: {_WHY.get(error.errno or 0, error.strerror)}") from error
     return listener
 
 

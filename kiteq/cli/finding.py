@@ -67,7 +67,8 @@ def open_source(named: str) -> AbstractContextManager[Source]:
         try:
             split_address(address)
         except ValueError as error:
-            raise CommandFailed(f"--broker is {named!r}; it must be {error}", STATUS_USAGE) from None
+            said = f"--broker is {named!r}; it must be {error}, or kiteq://HOST:PORT,HOST:PORT, or zk://HOST:PORT"
+            raise CommandFailed(said, STATUS_USAGE) from None
     return _Listed(addresses)
 
 

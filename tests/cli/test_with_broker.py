@@ -163,6 +163,14 @@ def test_a_port_in_use_is_one_sentence(broker: BrokerProcess, tmp_path: Path) ->
     assert sentence == f"cannot listen on {broker.address}: another process listens there"
 
 
+def test_an_address_that_the_machine_does_not_have_is_one_sentence(tmp_path: Path) -> None:
+    sentence = refused(tmp_path, "-bind=203.0.113.77:0", "-insecure", "-db=memory://", status=1)
+    assert sentence == (
+        "cannot listen on 203.0.113.77:0: this machine has no such address; bind 0.0.0.0, and say with --advertise "
+        "where other machines find it"
+    )
+
+
 def test_an_http_port_in_use_is_one_sentence(broker: BrokerProcess, tmp_path: Path) -> None:
     sentence = refused(tmp_path, "-bind=127.0.0.1:0", f"-pport={broker.port}", status=1)
     assert sentence == f"cannot listen on {broker.address}: another process listens there"
