@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from kiteq.errors import Refused, RemoteProtocolError, refusal
+from kiteq.errors import Refused, RemoteProtocolError, SendTimeout, refusal
 from kiteq.message import Message, Receipt
 from kiteq.remoting.packets import RECEIPT_DELAYED, RECEIPT_DUPLICATE, Receipts
 from kiteq_client.outgoing import Frame, Outgoing, Result
@@ -118,6 +118,12 @@ class Unanswered:
             self._release(frame)
             self._outgoing.submit_again(frame)
             return True
+        if frame.resent and isinstance(error, Refused):
+            # It may have been stored before, when its answer was lost.
+            error = SendTimeout(
+                f"{error}, when it was sent again: whether it is stored is unknown; "
+                "send this message again, at worst it comes twice"
+            )
         self._release(frame)
         for piece, start, stop in frame.parts:
             piece.fill(start, [error] * (stop - start))

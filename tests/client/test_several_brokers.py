@@ -313,6 +313,27 @@ async def test_one_broker_at_two_addresses_is_used_once_until_the_first_connecti
 
 
 @both_loops
+async def test_what_is_refused_when_it_is_sent_again_may_be_stored_and_is_no_refusal() -> None:
+    async def drop(connection: Connection) -> None:
+        await connection.accept()
+        await connection.expect(Publish)
+
+    async def full(connection: Connection) -> None:
+        await connection.accept()
+        for code in ("store_full", "store_full"):
+            packet = await connection.expect(Publish)
+            await connection.send(Refusal(packet.request, code, "no room", temporary=True))
+        await connection.serve()
+
+    async with peer(drop, full) as address, Client(address, group="g") as client:
+        with pytest.raises(SendTimeout, match=r"no room \[store_full\], when it was sent again: whether it is stored"):
+            await client.send(message())
+        with pytest.raises(Refused, match="no room"):
+            await client.send(message())
+        assert client.statistics().in_flight == 0
+
+
+@both_loops
 async def test_an_address_that_cannot_be_one_is_a_broker_not_reached() -> None:
     ledger = Ledger("b1")
     async with peer(ledger.script) as one, Client(f"kiteq://{one},bü_x:1", group="g") as client:
