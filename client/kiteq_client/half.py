@@ -14,7 +14,7 @@ from kiteq_client.preparing import Preparation
 if TYPE_CHECKING:
     from kiteq_client.broker import Broker
 
-__all__ = ["Half", "not_begun", "split"]
+__all__ = ["Half", "not_begun", "repeated", "split"]
 
 PART_BYTES: Final = 2 * FRAME_BYTES
 """A transaction larger than this is prepared in several packets; a single message may be larger."""
@@ -49,6 +49,11 @@ def not_begun(preparation: Preparation, why: str) -> SendTimeout:
     if preparation.token:
         return SendTimeout(f"{why}: whether the message was added is unknown; add it again, or roll back")
     return SendTimeout(f"{why}: the transaction was not begun and is rolled back; try again with a new Message")
+
+
+def repeated(preparation: Preparation, error: Exception) -> SendTimeout:
+    """Return the error for messages refused when they were sent again: they may be stored since the first time."""
+    return not_begun(preparation, f"{error}, when it was sent again")
 
 
 def split(messages: Sequence[Message]) -> list[list[bytes]]:

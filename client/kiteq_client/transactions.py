@@ -29,7 +29,7 @@ from kiteq.remoting.packets import Ask
 from kiteq_client.checking import Check, Checking
 from kiteq_client.deciding import Verdict
 from kiteq_client.decision import Decision
-from kiteq_client.half import Half, not_begun, split
+from kiteq_client.half import Half, not_begun, repeated, split
 from kiteq_client.outgoing import Outgoing
 from kiteq_client.preparing import BEGIN, Preparation
 from kiteq_client.spread import least_loaded
@@ -166,8 +166,8 @@ class Transactions:
             del self._preparing[preparation]
             if not preparation.ended:
                 self._withdraw(preparation)
-        if preparation.error is not None:
-            raise preparation.error
+        if (error := preparation.error) is not None:
+            raise repeated(preparation, error) if preparation.resent and type(error) is Refused else error
 
     def _withdraw(self, preparation: Preparation) -> None:
         """Nobody waits for it any more: what was not taken will not be."""

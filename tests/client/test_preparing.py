@@ -7,7 +7,7 @@ from functools import partial
 import anyio
 import pytest
 
-from kiteq.remoting.packets import DECISION_ROLLBACK, Decide, Packet, Prepare, Prepared, Refusal
+from kiteq.remoting.packets import DECISION_ROLLBACK, Decide, Enlist, Packet, Prepare, Prepared, Refusal
 from kiteq_client import (
     Client,
     ClientClosed,
@@ -157,10 +157,29 @@ async def test_what_is_refused_when_it_is_sent_again_may_be_stored_and_is_rolled
 
     one = message()
     async with peer(drop, ledger.script) as address, Client(address, group="g", topics=["trade"]) as client:
-        with pytest.raises(Refused, match="store_full"):
+        with pytest.raises(SendTimeout, match=r"store_full.* not begun and is rolled back"):
             async with client.transaction(one):
                 raise AssertionError
         await until(lambda: ledger.rolled_back == {one.id})
+
+
+@both_loops
+async def test_what_is_refused_when_it_is_added_again_may_have_been_added() -> None:
+    ledger = Ledger()
+
+    async def drop(connection: Connection) -> None:
+        await connection.accept()
+        await connection.send(ledger.answered(await connection.expect(Prepare)))
+        ledger.answer(await connection.expect(Enlist))
+        ledger.refuse = lambda packet: ("store_full", True) if isinstance(packet, Enlist) else None
+
+    async with peer(drop, ledger.script) as address, Client(address, group="g", topics=["trade"]) as client:
+        async with client.transaction(message()) as tx:
+            with pytest.raises(SendTimeout, match=r"store_full.* whether the message was added is unknown"):
+                await tx.add(message())
+            with pytest.raises(Refused, match="store_full"):
+                await tx.add(message())
+        assert ledger.committed == {tx.id}
 
 
 @both_loops
