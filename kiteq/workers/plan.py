@@ -10,6 +10,7 @@ from typing import Final
 
 from kiteq.config import Settings
 from kiteq.errors import ConfigError
+from kiteq.store.untouched import is_untouched
 from kiteq.values import folder_of, split_address
 
 __all__ = ["check_left_over", "known_to_clients", "settings_of", "with_ports"]
@@ -67,11 +68,12 @@ def with_ports(settings: Settings, address: str, http: str | None) -> Settings:
 
 
 def _worker_folders(folder: Path) -> Iterator[int]:
+    """Return the numbers of the workers that have something; more were started once and never came to serve."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
         match = _WORKER_FOLDER.fullmatch(entry.name)
-        if match is not None and (entry / _STORE_FILE).exists():
+        if match is not None and (entry / _STORE_FILE).exists() and not is_untouched(entry):
             yield int(match[1])
 
 

@@ -12,6 +12,7 @@ from kiteq.errors import ConfigError
 from kiteq.workers.backoff import Backoff
 from kiteq.workers.member import status_text
 from kiteq.workers.plan import check_left_over, known_to_clients, settings_of
+from tests.e2e import wire
 
 
 def test_ports_count_up_and_stores_are_apart() -> None:
@@ -76,6 +77,17 @@ def test_messages_of_workers_that_do_not_run_are_not_left_behind(tmp_path: Path)
         "their ports), stop, and delete their folders"
     )
     with pytest.raises(ConfigError, match="worker-1 holds what waits at worker 1"):
+        check_left_over(Settings(db=database))
+
+
+async def test_a_worker_that_was_started_once_and_never_used_is_not_missed(tmp_path: Path) -> None:
+    database = f"lmdb://{tmp_path}/s"
+    async with wire.running(tmp_path / "s" / "worker-1") as broker:
+        await (await wire.connect(broker, "producers")).publish(wire.numbered(1))
+    async with wire.running(tmp_path / "s" / "worker-2"):
+        pass  # as `--workers 3` leaves it that fails because two run
+    check_left_over(Settings(db=database, workers=2))
+    with pytest.raises(ConfigError, match="start with --workers 2;"):
         check_left_over(Settings(db=database))
 
 
