@@ -285,6 +285,7 @@ class Brokers:
             return refusals[0]
         problem = self.members.problem(sorted(set(topics) or self._topics))
         why = [f"{address}: {one}" if isinstance(one, Refused) else str(one) for address, one in away.items()]
+        why += [f"broker {one.name} is shutting down" for one in self.all if one.session and not one.takes_messages]
         return NotConnected("; ".join([problem, *why] if problem else why) or "no broker is left")
 
     def away(self) -> dict[str, Exception]:
@@ -296,7 +297,7 @@ class Brokers:
     def unserved(self, topics: Iterable[str]) -> Exception | None:
         """Return why nothing can be sent to one of these topics, None if a broker of each is connected."""
         missing = {topic for topic in topics if not spread.serving(self.all, (topic,))}
-        if self.sessions() and (not missing or not self.members.has_topics):
+        if spread.serving(self.all, ()) and (not missing or not self.members.has_topics):
             return None
         return self.not_connected(missing)
 

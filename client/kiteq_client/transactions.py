@@ -371,7 +371,7 @@ class Transactions:
         waiting = list(broker.preparing.waiting)
         broker.preparing.waiting.clear()
         for preparation in waiting:
-            if preparation.token:
+            if preparation.token and not preparation.ended:
                 broker.preparing.waiting.append(preparation)
             elif not preparation.ended:
                 self.place(preparation)

@@ -119,6 +119,30 @@ async def test_what_no_broker_takes_in_time_was_not_sent() -> None:
 
 
 @both_loops
+async def test_what_the_only_broker_does_not_take_while_it_finishes_was_not_sent() -> None:
+    started, may_end = anyio.Event(), anyio.Event()
+
+    async def leaving(connection: Connection) -> None:
+        await connection.accept()
+        await connection.expect(Credit)
+        await connection.deliver(message())
+        await started.wait()
+        await connection.send(Goodbye(0, "shutting down"))
+        await connection.serve()
+
+    async def handle(_message: Received) -> None:
+        started.set()
+        await may_end.wait()
+
+    async with peer(leaving) as address, Client(address, group="g", on_message=handle, timeout=0.3) as client:
+        await until(lambda: not client._brokers.all[0].takes_messages)
+        for block in (client.send(message()), client.prepare(message())):
+            with pytest.raises(NotConnected, match="broker b1 is shutting down"):
+                await block
+        may_end.set()
+
+
+@both_loops
 async def test_what_a_broker_may_have_goes_to_no_other_though_it_shuts_down() -> None:
     back, other = Ledger("b1"), Ledger("b2")
     sent: list[Publish] = []
