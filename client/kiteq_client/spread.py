@@ -18,7 +18,7 @@ from kiteq_client.outgoing import Frame, Lane, Outgoing
 if TYPE_CHECKING:
     from kiteq_client.broker import Broker
 
-__all__ = ["least_loaded", "next_taker", "serving", "take"]
+__all__ = ["is_behind", "least_loaded", "next_taker", "serving", "take"]
 
 LATE_SECONDS: Final = 1.0
 """Longer than an answer takes while a disk is slow, and shorter than anybody waits for one."""
@@ -63,6 +63,11 @@ def least_loaded(brokers: Iterable[Broker], topics: Iterable[str]) -> Broker | N
     """Return the broker with the least to answer that serves all these topics, None if there is none."""
     able = serving(brokers, topics)
     return _least(_answering(able)) if able else None
+
+
+def is_behind(broker: Broker) -> bool:
+    """Return whether what it was not sent yet would better go to another."""
+    return not broker.takes_messages or broker.is_late(monotonic() - LATE_SECONDS)
 
 
 class _Share:

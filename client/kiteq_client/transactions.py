@@ -32,7 +32,7 @@ from kiteq_client.decision import Decision
 from kiteq_client.half import Half, not_begun, repeated, split
 from kiteq_client.outgoing import Outgoing
 from kiteq_client.preparing import BEGIN, Preparation
-from kiteq_client.spread import least_loaded
+from kiteq_client.spread import is_behind, least_loaded
 from kiteq_client.statistics import Counters
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class Transactions:
             broker.deciding.retry(now)
             if broker.session is None:
                 broker.preparing.forget_given_up()
-            if broker.preparing.waiting and not broker.takes_messages:
+            if broker.preparing.waiting and is_behind(broker):
                 self._move_from(broker)
         if self.unplaced:
             self.connected()

@@ -257,6 +257,38 @@ async def test_the_broker_with_the_least_to_answer_is_chosen_and_keeps_the_whole
 
 
 @both_loops
+async def test_what_waits_for_a_broker_that_stands_still_goes_to_another() -> None:
+    ledger, enough = Ledger("b2"), anyio.Event()
+
+    async def still(connection: Connection) -> None:
+        await connection.accept(broker="b1")
+        await enough.wait()  # reads nothing, so that the line is full
+        await ledger.serve(connection)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kiteq_client.spread.LATE_SECONDS", 0.3)
+        async with (
+            peer(still) as one,
+            peer(ledger.script) as two,
+            Client(f"kiteq://{one},{two}", group="g", topics=["trade"], timeout=3) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            await until(lambda: len(client.statistics().connected) == 2)
+            tasks.start_soon(client.send_many, [message(bytes(MIB - 100)) for _ in range(16)])
+            await until(lambda: any(broker.is_writing for broker in client._brokers.all))
+
+            async def transact() -> None:
+                async with client.transaction(message()):
+                    pass
+
+            async with anyio.create_task_group() as many:
+                for _ in range(60):
+                    many.start_soon(transact)
+            assert len(ledger.committed) == 60
+            enough.set()
+
+
+@both_loops
 async def test_what_waits_for_a_broker_that_left_goes_to_another() -> None:
     ledger = Ledger("b2")
     gone = anyio.Event()
