@@ -91,6 +91,18 @@ async def test_a_worker_that_was_started_once_and_never_used_is_not_missed(tmp_p
         check_left_over(Settings(db=database))
 
 
+@pytest.mark.parametrize("held", ["a delayed message", "a half message"])
+async def test_a_worker_that_holds_what_is_in_no_topic_yet_is_missed(tmp_path: Path, held: str) -> None:
+    async with wire.running(tmp_path / "s" / "worker-1") as broker:
+        client = await wire.connect(broker, "producers")
+        if held == "a delayed message":
+            await client.publish(wire.numbered(1, delay=3_600))
+        else:
+            await client.prepare(wire.numbered(1))
+    with pytest.raises(ConfigError, match="start with --workers 2;"):
+        check_left_over(Settings(db=f"lmdb://{tmp_path}/s"))
+
+
 def test_the_first_start_again_is_at_once_and_a_good_life_begins_anew() -> None:
     backoff = Backoff()
     assert [backoff.wait_after(1) for _ in range(8)] == [0, 0.5, 1, 2, 4, 8, 10, 10]
