@@ -54,6 +54,7 @@ class Connection:
         self.hello: Hello | None = None
         self._decoder = Decoder(64 * MIB)
         self._packets: list[Packet] = []
+        self._sending = anyio.Lock()
 
     async def receive(self) -> Packet:
         while not self._packets:
@@ -68,7 +69,8 @@ class Connection:
         return packet
 
     async def send(self, *packets: Packet) -> None:
-        await self.stream.send(b"".join(map(encode_packet, packets)))
+        async with self._sending:  # a test may ask while the script answers
+            await self.stream.send(b"".join(map(encode_packet, packets)))
 
     async def accept(self, *, broker: str = "b1", version: int = 1, **limits: int) -> None:
         self.hello = await self.expect(Hello)
