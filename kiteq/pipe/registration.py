@@ -9,6 +9,7 @@ outage or while this broker was down; so nothing is unbound, and nothing bound a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -181,17 +182,24 @@ class Registration:
     ) -> None:
         try:
             self._core.router.merged(group, bindings)  # what is refused here should not be in the registry
-            for topic, of_topic in _by_topic(new).items():
-                await self._registry.merge_bindings(group, topic, of_topic, timeout=PUBLISH_SECONDS)
+            await self._merge(group, new)
         except Refused as refused:
             done(refused)
-        except RegistryError as error:
-            if isinstance(error, UnreadableNode):
-                log.warning("a binding is not shared", group=group, reason=str(error))
-            bind(self._core, group, bindings, done)
         else:
             bind(self._core, group, bindings, done)
         self._core.turn.end()
+
+    async def _merge(self, group: str, bindings: Sequence[Binding]) -> None:
+        """Have the registry add bindings; what it does not do in time it does afterwards. Raises `Refused`."""
+        until = trio.current_time() + PUBLISH_SECONDS
+        for topic, of_topic in _by_topic(bindings).items():
+            left = max(0.0, until - trio.current_time())
+            try:
+                await self._registry.merge_bindings(group, topic, of_topic, timeout=left)
+            except UnreadableNode as error:
+                log.warning("a binding is not shared", group=group, reason=str(error))
+            except RegistryError:
+                until = -math.inf  # the others are only asked for: what nobody asks for is never shared
 
     async def remove(self, group: str, topic: str, bindings: Iterable[Binding]) -> None:
         """Take bindings, removed here already, out of the registry; during an outage that is done afterwards."""

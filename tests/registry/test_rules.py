@@ -178,6 +178,15 @@ async def test_what_contradicts_the_registry_after_an_outage_gives_way_to_it(tmp
         assert (shelf.patterns(), bound(broker)) == ({"b"}, {"b"})
 
 
+async def test_all_topics_that_are_bound_during_an_outage_are_shared_after_it(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        shelf.away = True
+        await connect(broker, "g", direct("t", "a"), direct("u", "b"))
+        shelf.come_back()
+        await until(lambda: (shelf.patterns(), shelf.patterns(("u", "g"))) == ({"a"}, {"b"}))
+
+
 @pytest.mark.parametrize("drop", [False, True])
 async def test_what_is_removed_and_bound_again_during_an_outage_stays_bound(tmp_path: Path, *, drop: bool) -> None:
     shelf = Shelf()
