@@ -11,6 +11,7 @@ from kiteq.binding.bindings import Binding
 from kiteq.errors import KiteQError
 from kiteq.remoting.packets import Ask, Subscribe, Unsubscribe
 from kiteq_client.deciding import Deciding
+from kiteq_client.greeting import Key
 from kiteq_client.outgoing import Frame
 from kiteq_client.preparing import Preparing
 from kiteq_client.session import Session
@@ -39,7 +40,7 @@ class Broker:
         self.name = ""
         self.session: Session | None = None
         self.serves: frozenset[str] | None = None
-        self.brought: list[Binding] = []
+        self.brought: dict[Key, Binding] = {}
         self.was_connected = False
         self.turn = 0
         self.refused_at = float("-inf")

@@ -373,7 +373,7 @@ class Brokers:
             raise [*refusals, *problems.values()][0]
         for broker in able:
             if (error := problems.get(broker)) is None:
-                broker.brought.append(binding)
+                broker.brought[key_of(binding)] = binding
             else:
                 logger.warning("%s did not confirm %s, and is told again: %s", broker.name, binding, error)
         self._greeting.remember(binding)
@@ -385,7 +385,7 @@ class Brokers:
         able = await self._serving(binding.topic)
         self._greeting.forget(binding)
         for broker in able:
-            broker.brought = [known for known in broker.brought if key_of(known) != key_of(binding)]
+            broker.brought.pop(key_of(binding), None)
         for error in (await ask_all(able, unsubscribing(binding))).values():
             raise error
 

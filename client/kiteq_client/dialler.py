@@ -193,7 +193,7 @@ class Dialler:
                 self.tried.set()
                 self._owner.failed()
                 return
-            broker.brought = [binding for binding in brought if self.member.serves_topic(binding.topic)]
+            broker.brought = {key_of(one): one for one in brought if self.member.serves_topic(one.topic)}
             session = Session(stream, decoder, welcome, broker, self._shared, self._told)
             await self._use(broker, session, first)
         finally:
@@ -260,14 +260,14 @@ class Dialler:
 
     def _next_change(self, broker: Broker) -> tuple[Binding, Callable[[int], Subscribe | Unsubscribe]] | None:
         """Return what differs from what the broker was told, and how it is told; it counts as told."""
-        wanted = {key_of(binding) for binding in self._greeting.bindings}
-        for one in broker.brought:
-            if key_of(one) not in wanted:
-                broker.brought.remove(one)
+        wanted = {key_of(binding): binding for binding in self._greeting.bindings}
+        for key, one in broker.brought.items():
+            if key not in wanted:
+                del broker.brought[key]
                 return one, unsubscribing(one)
-        for one in self._greeting.bindings:
-            if one not in broker.brought and broker.serves_topic(one.topic):
-                broker.brought.append(one)
+        for key, one in wanted.items():
+            if broker.brought.get(key) != one and broker.serves_topic(one.topic):
+                broker.brought[key] = one
                 return one, subscribing(one)
         return None
 

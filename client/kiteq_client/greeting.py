@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from anyio.abc import ByteStream
 
-from kiteq.binding.bindings import Binding, to_wire
+from kiteq.binding.bindings import Binding, Kind, to_wire
 from kiteq.errors import RemoteProtocolError, refusal
 from kiteq.limits import READ_BYTES
 from kiteq.remoting.codec import Decoder, encode_packet
@@ -22,8 +22,10 @@ from kiteq.remoting.packets import (
     Welcome,
 )
 
-__all__ = ["Greeting", "greet", "key_of", "subscribing", "unsubscribing"]
+__all__ = ["Greeting", "Key", "greet", "key_of", "subscribing", "unsubscribing"]
 
+Key = tuple[str, Kind, str]
+"""What tells one binding of a group from another: topic, kind and pattern."""
 HELLO_REQUEST: Final = 1
 """The number of the first request; its answer is known by its place."""
 
@@ -66,7 +68,7 @@ class Greeting:
         self.bindings = [known for known in self.bindings if key_of(known) != key_of(binding)]
 
 
-def key_of(binding: Binding) -> tuple[Any, ...]:
+def key_of(binding: Binding) -> Key:
     """Return what tells one binding of a group from another."""
     return binding.topic, binding.kind, binding.pattern
 

@@ -90,6 +90,22 @@ async def test_a_binding_is_added_at_the_others_while_one_stands_still() -> None
 
 
 @both_loops
+async def test_a_binding_that_is_changed_and_changed_back_is_told_again_to_who_did_not_confirm() -> None:
+    still, other = binders()
+    async with (
+        peer(still.script) as first,
+        peer(other.script) as second,
+        Client(f"kiteq://{first},{second}", group="g", timeout=0.3) as client,
+    ):
+        await until(lambda: len(client._brokers.sessions()) == 2)
+        for watermark in (10, 20):
+            await client.subscribe(direct("trade", "pay", watermark=watermark))
+        still.how = "still"
+        await client.subscribe(direct("trade", "pay", watermark=10))
+        await until(lambda: len(still.seen) == 4)
+
+
+@both_loops
 async def test_a_binding_is_brought_to_a_broker_that_was_lost_while_it_was_told() -> None:
     lost, other = binders()
     lost.how = "lost"
