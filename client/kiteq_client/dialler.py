@@ -131,9 +131,7 @@ class Dialler:
             except KiteQError as error:
                 self._failed(error, failures)
             except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                # anyio says only that all attempts failed; why is in the cause.
-                text = str(error.__cause__ or error) or "the connection was closed during the greeting"
-                self._failed(NotConnected(f"{self.address} could not be reached: {text}"), failures)
+                self._failed(NotConnected(f"{self.address} could not be reached: {_why(error)}"), failures)
             else:
                 # A connection that lived is followed by a quick attempt, one that did not by a slower one.
                 failures = 0 if anyio.current_time() - began > RECONNECT_SECONDS_MAX else failures
@@ -172,11 +170,12 @@ class Dialler:
         stream: ByteStream | None = None
         try:
             decoder = Decoder(BODY_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES)
-            brought = list(self._greeting.bindings)
             try:
                 with anyio.fail_after(self._shared.timeout):
                     stream = await anyio.connect_tcp(self.address.host, self.address.port)
-                    hello = self._greeting.hello(self.member.serves_topic)
+                    serves = self.member.serves_topic  # of this moment: meanwhile more may be announced
+                    hello = self._greeting.hello(serves)
+                    brought = {key_of(one): one for one in self._greeting.bindings if serves(one.topic)}
                     self._unsaid = [topic for topic in self._greeting.topics if topic not in hello.topics]
                     welcome, first = await greet(stream, decoder, hello)
             except TimeoutError as error:
@@ -193,7 +192,7 @@ class Dialler:
                 self.tried.set()
                 self._owner.failed()
                 return
-            broker.brought = {key_of(one): one for one in brought if self.member.serves_topic(one.topic)}
+            broker.brought = brought
             session = Session(stream, decoder, welcome, broker, self._shared, self._told)
             await self._use(broker, session, first)
         finally:
@@ -276,3 +275,10 @@ class Dialler:
             self._owner.told(self, addresses)
         except ValueError as error:
             raise RemoteProtocolError(f"Brokers names a wrong address: {error}"[:200]) from error
+
+
+def _why(error: Exception) -> str:
+    """Return why nobody was reached: anyio says only that all attempts failed, and their errors are the cause."""
+    cause = error.__cause__ or error
+    errors = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    return "; ".join(dict.fromkeys(filter(None, map(str, errors)))) or "the connection was closed during the greeting"

@@ -200,19 +200,22 @@ class Keeper(Generic[View]):
 
     def _done(self, problem: RegistryError | None) -> tuple[Request, ...]:
         done: list[Request] = []
+        still_open: list[Request] = []
         for request in self._open:
-            if problem is not None:
-                request.error = type(problem)(*problem.args)  # each is raised elsewhere
-                done.append(request)
-                continue
-            try:
-                if request.abandoned or request.finished():
-                    done.append(request)
-            except KiteQError as error:
-                request.error = error
-                done.append(request)
-        self._open = [request for request in self._open if request not in done]
+            (done if self._is_over(request, problem) else still_open).append(request)
+        self._open = still_open
         return tuple(done)
+
+    @staticmethod
+    def _is_over(request: Request, problem: RegistryError | None) -> bool:
+        if problem is not None:
+            request.error = type(problem)(*problem.args)  # each is raised elsewhere
+            return True
+        try:
+            return request.abandoned or request.finished()
+        except KiteQError as error:
+            request.error = error
+            return True
 
     def _note(self, unusable: RegistryError | None) -> None:
         """Keep what is wrong for `state`, and log whether the registry can be used, once."""

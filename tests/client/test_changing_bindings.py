@@ -5,8 +5,10 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from kiteq.registry.layout import Server
 from kiteq.remoting.packets import Goodbye, Hello, Packet, Refusal, Subscribe, Subscribed, Unsubscribe, Welcome
 from kiteq_client import Client, Refused, SendTimeout, direct, fanout
+from tests.client.announcing import announce, finding_client
 from tests.client.ledger import until, warnings
 from tests.client.peer import LIMITS, Connection, both_loops, peer
 
@@ -67,6 +69,18 @@ async def test_a_binding_removed_while_a_broker_greets_is_removed_there_too() ->
         await until(lambda: not two.bound)
         assert not one.bound
         assert [type(packet) for packet in one.seen] == [Unsubscribe]
+
+
+@both_loops
+async def test_a_binding_is_brought_to_a_broker_that_announces_its_topic_while_it_greets() -> None:
+    broker = Binder("b1")
+    with finding_client(bindings=[BINDING, fanout("feed")]) as client:
+        async with peer(broker.script) as address, client:
+            announce(client, (address, Server("b1", 1, 1), ("trade",)))
+            await until(lambda: broker.hellos)
+            announce(client, (address, Server("b1", 1, 1), ("trade", "feed")))
+            broker.may_welcome.set()
+            await until(lambda: broker.bound == {("trade", 0, "pay"), ("feed", 2, "*")})
 
 
 @both_loops

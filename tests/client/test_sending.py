@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import anyio
 import pytest
 
@@ -70,6 +72,18 @@ def test_a_refused_greeting_is_raised_at_once(loop: str, code: str, error: type[
                     raise AssertionError
 
     anyio.run(enter, backend=loop)
+
+
+@both_loops
+async def test_why_no_address_of_a_host_was_reached_is_told() -> None:
+    def both(_host: object, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", both)
+        with pytest.raises(NotConnected, match=r"Errno \d+.*Errno \d+"):
+            async with Client("broker.example:1", group="g", timeout=1):
+                raise AssertionError
 
 
 @both_loops
