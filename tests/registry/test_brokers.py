@@ -213,6 +213,21 @@ async def test_a_wiped_registry_unbinds_nobody_and_is_filled_again(
         assert bound(one) == bound(other) == {"a"}
 
 
+async def test_a_node_deleted_by_hand_unbinds_nobody_neither_now_nor_at_a_restart(
+    tmp_path: Path, url: str, hand: Any
+) -> None:
+    async with two(tmp_path, url) as (one, other):
+        await bind(one, direct("t", "a"))
+        await until(lambda: bound(other) == {"a"})
+        hand.delete("/kiteq/sub/t/g-bind")
+        await bind(one, direct("t", "b"), group="h")
+        await until(lambda: bound(other, "h") == {"b"})  # so it has seen the deletion before
+        assert bound(one) == bound(other) == {"a"}
+    async with two(tmp_path, url) as (one, other):
+        await until(lambda: shared(hand) == ["a"])
+        assert bound(one) == bound(other) == {"a"}
+
+
 async def test_a_broker_is_announced_while_it_serves_and_no_longer_when_it_drains(
     tmp_path: Path, url: str, hand: Any
 ) -> None:
