@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -104,7 +105,10 @@ async def stay_announced(core: Core, address: str, partitions: tuple[int, ...] =
     if core.draining:
         return
     server = Server(core.store.broker_id, core.store.epoch, WIRE_VERSION, partitions)
-    await _announced(registry.announce(address, server, core.settings.topics), address)
+    try:
+        await registry.announce(address, server, core.settings.topics)
+    except RegistryError as error:  # the registry makes it when it can
+        log.warning("this broker is not announced yet", address=address, reason=str(error))
     told: set[Key] = set()
     while not core.draining:
         groups = {(topic, peer.group) for peer in core.peers if peer.accepted for topic in peer.topics}
@@ -112,16 +116,9 @@ async def stay_announced(core: Core, address: str, partitions: tuple[int, ...] =
             groups = set(sorted(groups)[:PUBLISHERS_MAX])
         if groups != told:
             told = groups
-            await _announced(registry.announce_publishers(address, server, groups), address)
+            with suppress(RegistryError):  # for people: nobody misses it until the registry makes it
+                await registry.announce_publishers(address, server, groups)
         await trio.sleep(PUBLISHERS_SECONDS)
-
-
-async def _announced(announcing: Awaitable[None], address: str) -> None:
-    """Wait for an announcement; one that cannot be made now is made by the registry when it can."""
-    try:
-        await announcing
-    except RegistryError as error:
-        log.warning("this broker is not announced yet", address=address, reason=str(error))
 
 
 async def leave(core: Core) -> None:

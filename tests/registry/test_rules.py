@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
+from kiteq import clustering
 from kiteq.binding.bindings import Binding, direct, fanout
 from kiteq.broker import Broker, serve
 from kiteq.config import Settings
@@ -42,6 +44,7 @@ class Shelf:
         self.is_slow = False
         self.identity = "first"
         self.announced: list[str] = []
+        self.publishers: set[Key] = set()
         self.refusal: Refused | None = None
         self._asked: list[Callable[[], object]] = []
         self._changed = trio.Event()
@@ -84,8 +87,11 @@ class Shelf:
         self._do(partial(self.announced.append, address))
 
     async def announce_publishers(
-        self, _address: str, _server: Server, _groups: Iterable[Key], *, timeout: float = 5.0
-    ) -> None: ...
+        self, _address: str, _server: Server, groups: Iterable[Key], *, timeout: float = 5.0
+    ) -> None:
+        del timeout
+        self.publishers = set(groups)
+        self._do(lambda: None)
 
     async def withdraw(self, *, timeout: float = 5.0) -> None: ...
 
@@ -279,6 +285,20 @@ async def test_a_broker_is_announced_only_when_the_bindings_of_the_registry_are_
         shelf.tell()
         await until(lambda: shelf.announced)
         assert bound(broker) == {"a"}
+
+
+async def test_who_publishes_during_an_outage_does_not_make_the_broker_one_that_is_not_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clustering, "PUBLISHERS_SECONDS", 0.01)
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        await until(lambda: shelf.announced)
+        shelf.away = True
+        with capture_logs() as logs:
+            await connect(broker, "p", topics=["t"])
+            await until(lambda: shelf.publishers == {("t", "p")})
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
 
 
 async def test_a_registry_that_goes_away_while_it_is_read_does_not_hold_up_the_start(tmp_path: Path) -> None:
