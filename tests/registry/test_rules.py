@@ -36,7 +36,11 @@ KEY = ("t", "g")
 
 
 class Shelf:
-    """A registry of one broker; other brokers are what a test does to `board`. away: whether nobody reaches it."""
+    """A registry of one broker; other brokers are what a test does to `board`.
+
+    away: whether nobody reaches it. may_answer: when merging is answered. is_quiet: it tells only what `tell` has it.
+    looks: how often the broker has begun to wait for news.
+    """
 
     def __init__(self) -> None:
         self.board = Board()
@@ -46,6 +50,10 @@ class Shelf:
         self.announced: list[str] = []
         self.publishers: set[Key] = set()
         self.refusal: Refused | None = None
+        self.may_answer = trio.Event()
+        self.may_answer.set()
+        self.is_quiet = False
+        self.looks = 0
         self._asked: list[Callable[[], object]] = []
         self._changed = trio.Event()
 
@@ -100,6 +108,7 @@ class Shelf:
     ) -> None:
         del timeout
         self._do(partial(self.board.merge, (topic, group), list(bindings)))
+        await self.may_answer.wait()
 
     async def remove_binding(
         self, group: str, topic: str, bindings: Iterable[Binding], *, timeout: float = 5.0
@@ -110,6 +119,7 @@ class Shelf:
         self._do(partial(self.board.remove, (topic, group), list(bindings)))
 
     async def wait_changed(self) -> Snapshot:
+        self.looks += 1
         await self._changed.wait()
         self._changed = trio.Event()
         return Snapshot(dict(self.board.nodes), {}, self.identity)
@@ -119,7 +129,8 @@ class Shelf:
             self._asked.append(asked)
             raise RegistryUnavailable("away")
         asked()
-        self.tell()
+        if not self.is_quiet:
+            self.tell()
 
 
 @asynccontextmanager
@@ -207,6 +218,30 @@ async def test_what_is_removed_and_bound_again_during_an_outage_stays_bound(tmp_
         await connect(broker, "g", direct("t", "a"))
         shelf.come_back()
         shelf.tell()
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == ({"a"}, {"a"})
+
+
+async def test_a_binding_that_is_made_again_at_this_moment_is_not_taken_for_removed(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        client = await connect(broker, "g", direct("t", "a"))
+        await applied(broker, shelf)
+        shelf.away = True
+        await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
+        shelf.forget_asked()
+        shelf.away = False
+        shelf.may_answer = trio.Event()
+        shelf.is_quiet = True
+        looks = shelf.looks
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect, broker, "g", direct("t", "a"))
+            registration = broker.core.registration
+            await until(lambda: registration is not None and registration._coming)
+            shelf.tell()
+            await until(lambda: shelf.looks > looks)
+            shelf.may_answer.set()
+        shelf.is_quiet = False
         await applied(broker, shelf)
         assert (shelf.patterns(), bound(broker)) == ({"a"}, {"a"})
 
