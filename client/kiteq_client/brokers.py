@@ -180,8 +180,6 @@ class Brokers:
                 known = self._make()
                 self.all.append(known)
             known.name = name
-        elif before is not None and not before.name:
-            known.deciding.adopt(before.deciding)
         self._give(known, dialler)
         if before is not None and before is not known and before.name and not self._may_return(before, dialler):
             error = SendTimeout(

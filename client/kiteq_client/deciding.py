@@ -106,12 +106,6 @@ class Deciding:
         self.pending[verdict.id] = verdict
         self._queue(verdict)
 
-    def adopt(self, other: Deciding) -> None:
-        """Take over decisions that were made before the name of the broker was known."""
-        for verdict in other.pending.values():
-            verdict.queued = False
-            self.submit(verdict)
-
     def again(self, verdict: Verdict, token: bytes) -> None:
         """Send a decision again: the broker has asked, so it does not have it."""
         verdict.token = token

@@ -75,6 +75,26 @@ async def test_what_a_broker_has_that_is_not_announced_is_not_unknown() -> None:
 
 
 @both_loops
+async def test_a_broker_that_owes_an_answer_is_dialled_only_where_it_is_announced_now() -> None:
+    ledger = Ledger("b1")
+    ledger.lose = lambda packet: isinstance(packet, Decide)
+
+    async def hang_up(_connection: Connection) -> None: ...
+
+    with finding_client(topics=["trade"], timeout=0.4) as client:
+        async with peer(ledger.script, hang_up) as one, peer(hang_up) as two, client:
+            announce(client, at(one, "b1", "trade"))
+            await until(lambda: connected(client))
+            prepared = await client.prepare(message())
+            with pytest.raises(DecisionPending):
+                await client.commit(prepared)
+            await ledger.connections[0].stream.aclose()
+            await until(lambda: not connected(client))
+            announce(client, at(two, "b1", "trade", epoch=2))
+            await until(lambda: set(client.statistics().not_reached) == {two})
+
+
+@both_loops
 async def test_the_answer_to_a_check_waits_for_a_broker_that_was_forgotten_meanwhile() -> None:
     ledger = Ledger("b1")
     asked, may_answer = anyio.Event(), anyio.Event()

@@ -313,6 +313,30 @@ async def test_one_broker_at_two_addresses_is_used_once_until_the_first_connecti
 
 
 @both_loops
+async def test_the_other_address_of_a_broker_that_is_gone_is_tried_until_it_answers() -> None:
+    ledger, first = Ledger("b1"), anyio.Event()
+
+    async def twin(connection: Connection) -> None:
+        hello = await connection.expect(Hello)
+        await first.wait()
+        connection._packets.append(hello)
+        await ledger.script(connection)
+
+    async def hang_up(_connection: Connection) -> None: ...
+
+    async with (
+        peer(ledger.script, never) as one,
+        peer(twin, hang_up, ledger.script) as two,
+        Client(f"kiteq://{one},{two}", group="g", wait=False) as client,
+    ):
+        await until(lambda: client.statistics().connected == (one,))
+        first.set()
+        await until(lambda: client._brokers.diallers[_address(two)].twin and len(ledger.connections) == 1)
+        await ledger.connections[0].stream.aclose()
+        await until(lambda: client.statistics().connected == (two,))
+
+
+@both_loops
 async def test_what_is_refused_when_it_is_sent_again_may_be_stored_and_is_no_refusal() -> None:
     async def drop(connection: Connection) -> None:
         await connection.accept()
