@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from kiteq.limits import MIB, PUBLISH_MESSAGES_MAX
-from kiteq.remoting.packets import Decide, Enlist, Goodbye, Hello, Prepare, Publish, Receipts
+from kiteq.remoting.packets import Decide, Enlist, Goodbye, Hello, Prepare, Prepared, Publish, Receipts
 from kiteq_client import (
     Client,
     Message,
@@ -198,6 +198,30 @@ async def test_half_messages_share_the_window_with_others_and_are_not_starved() 
     assert max(len(prepare.messages) for prepare in ledger.packets(Prepare)[:-1]) <= 4
     kinds = [type(packet) for packet in ledger.seen if isinstance(packet, Prepare | Publish)]
     assert kinds.index(Prepare) < len(kinds) - 1 - kinds[::-1].index(Publish)
+
+
+@both_loops
+async def test_half_messages_that_wait_for_room_go_out_when_another_broker_has_answered() -> None:
+    ledgers = [Ledger("b1"), Ledger("b2")]
+    for ledger in ledgers:
+        ledger.lose = lambda packet: isinstance(packet, Prepare)
+    async with (
+        peer(ledgers[0].script) as one,
+        peer(ledgers[1].script) as two,
+        Client(f"kiteq://{one},{two}", group="g", topics=["trade"], max_in_flight=2) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        await until(lambda: len(client.statistics().connected) == 2)
+        first = message()
+        tasks.start_soon(client.prepare, first, message())
+        await until(lambda: any(ledger.open for ledger in ledgers))
+        slow, other = sorted(ledgers, key=lambda ledger: len(ledger.open), reverse=True)
+        other.lose = lambda _packet: False
+        tasks.start_soon(client.prepare, message(), message())
+        await until(lambda: client._producer.outgoing._wanted)
+        [prepare] = slow.packets(Prepare)
+        await slow.connections[0].send(Prepared(prepare.request, slow.handles[first.id], []))
+        await until(lambda: other.open)
 
 
 @both_loops
