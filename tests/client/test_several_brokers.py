@@ -337,6 +337,25 @@ async def test_the_other_address_of_a_broker_that_is_gone_is_tried_until_it_answ
 
 
 @both_loops
+async def test_a_broker_that_somebody_waits_for_is_dialled_again_soon() -> None:
+    ledger = Ledger("b1")
+
+    async def hang_up(_connection: Connection) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RECONNECT_SECONDS_MIN", "RECONNECT_SECONDS_MAX"):
+            patch.setattr(f"kiteq_client.dialler.{name}", 60.0)
+        async with (
+            peer(hang_up, ledger.script) as one,
+            Client(one, group="g", topics=["trade"], wait=False) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            await until(lambda: "greeting" in client.statistics().not_reached[one])
+            tasks.start_soon(client.prepare, message())
+            await until(lambda: client.statistics().connected == (one,))
+
+
+@both_loops
 async def test_what_is_refused_when_it_is_sent_again_may_be_stored_and_is_no_refusal() -> None:
     async def drop(connection: Connection) -> None:
         await connection.accept()
