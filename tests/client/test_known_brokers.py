@@ -5,9 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from kiteq.message import Message
+from kiteq.message import Message, decode
 from kiteq.registry.layout import Server
-from kiteq.remoting.packets import Decide, Hello, Refusal
+from kiteq.remoting.packets import Decide, Hello, Publish, Refusal
 from kiteq_client import Client, Decision, DecisionPending, NotConnected, Received, SendTimeout
 from kiteq_client.broker import Broker
 from kiteq_client.outgoing import Frame
@@ -185,6 +185,20 @@ async def test_a_connection_is_used_for_all_topics_though_only_some_are_announce
             for topic in ("trade", "feed"):
                 await client.send(message(topic))
             assert connected(client) == 1
+
+
+@both_loops
+async def test_many_messages_of_one_topic_do_not_hold_up_those_of_another() -> None:
+    ledger = Ledger("b1")
+    with finding_client(max_in_flight=10) as client:
+        async with peer(ledger.script) as one, client:
+            announce(client, at(one, "b1", "trade", "feed"))
+            await until(lambda: connected(client))
+            async with anyio.create_task_group() as tasks:
+                for topic in ("trade", "feed"):
+                    tasks.start_soon(client.send_many, [message(topic) for _ in range(100)])
+    topics = [decode(packet.messages[0], "g", 1).topic for packet in ledger.packets(Publish)]
+    assert max(topics.index("trade"), topics.index("feed")) < 4
 
 
 @both_loops
