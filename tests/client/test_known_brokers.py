@@ -188,6 +188,30 @@ async def test_a_connection_is_used_for_all_topics_though_only_some_are_announce
 
 
 @both_loops
+async def test_half_messages_that_wait_for_room_at_a_lost_broker_are_not_in_the_way_of_others() -> None:
+    lost, other = Ledger("b1"), Ledger("b2")
+    other.lose = everything
+
+    async def never(_connection: Connection) -> None:
+        await anyio.sleep_forever()
+
+    with finding_client(topics=["trade", "feed"], max_in_flight=2, timeout=4) as client:
+        async with peer(lost.script, never) as one, peer(other.script) as two, client:
+            announce(client, at(one, "b1", "trade"), at(two, "b2", "feed"))
+            await until(lambda: connected(client) == 2)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.send, message("feed"))
+                await until(lambda: other.seen)
+                tasks.start_soon(client.prepare, message(), message())
+                await until(lambda: client._producer.outgoing._wanted)
+                await lost.connections[0].stream.aclose()
+                other.lose = lambda _packet: False
+                with anyio.fail_after(2):
+                    await client.send(message("feed"))
+                tasks.cancel_scope.cancel()
+
+
+@both_loops
 async def test_many_messages_of_one_topic_do_not_hold_up_those_of_another() -> None:
     ledger = Ledger("b1")
     with finding_client(max_in_flight=10) as client:
