@@ -17,16 +17,15 @@ import anyio
 
 from kiteq.binding.bindings import Binding
 from kiteq.errors import NotConnected, Refused, SendTimeout
-from kiteq_client import spread
 from kiteq_client.broker import Broker, ask_all
 from kiteq_client.dialler import Dialler
 from kiteq_client.greeting import Greeting, key_of, subscribing, unsubscribing
 from kiteq_client.members import Member, Members
-from kiteq_client.outgoing import Frame
 from kiteq_client.registry import Address
 from kiteq_client.session import Session
 from kiteq_client.shared import Shared
 from kiteq_client.signal import Signal
+from kiteq_client.spread import Spread, serving
 from kiteq_client.transactions import Transactions
 from kiteq_client.unanswered import DRAINING
 
@@ -62,8 +61,7 @@ class Brokers:
         self._topics = {*greeting.topics, *(binding.topic for binding in greeting.bindings)}
         self._wants_all = not self._topics or not members.has_topics
         self._new = Signal()
-        self._woken: Broker | None = None
-        self._declined: set[Broker] = set()
+        self._spread: Spread
         self._shared: Shared
         self._transactions: Transactions
         self._make: Callable[[], Broker]
@@ -73,7 +71,8 @@ class Brokers:
         """Name what the connections have in common, and who uses a new one."""
         self._shared = shared
         self._transactions = transactions
-        self._make = partial(Broker, shared, transactions, self._take, shared.timeout)
+        self._spread = Spread(self.all, shared.outgoing, by_topic=self.members.has_topics)
+        self._make = partial(Broker, shared, transactions, self._spread.take, shared.timeout)
         self._connected = connected
         for address, member in self.members.known().items():
             self._add(member)
@@ -242,6 +241,10 @@ class Brokers:
         self.progress.set()
         self.wake_writers()
 
+    def wake_writers(self) -> None:
+        """There may be something to send."""
+        self._spread.wake()
+
     def failed(self) -> None:
         """Note that an attempt has ended without a connection."""
         self.progress.set()
@@ -257,7 +260,7 @@ class Brokers:
             return True
         lanes = self._shared.outgoing.lanes.items()
         return any(
-            lane.count and dialler.member.serves_topic(topic) and not spread.serving(self.all, (topic,))
+            lane.count and dialler.member.serves_topic(topic) and not serving(self.all, (topic,))
             for topic, lane in lanes
         )
 
@@ -294,15 +297,15 @@ class Brokers:
 
     def unserved(self, topics: Iterable[str]) -> Exception | None:
         """Return why nothing can be sent to one of these topics, None if a broker of each is connected."""
-        missing = {topic for topic in topics if not spread.serving(self.all, (topic,))}
-        if spread.serving(self.all, ()) and (not missing or not self.members.has_topics):
+        missing = {topic for topic in topics if not serving(self.all, (topic,))}
+        if serving(self.all, ()) and (not missing or not self.members.has_topics):
             return None
         return self.not_connected(missing)
 
     def refuse_together(self, topics: Iterable[str]) -> Refused | None:
         """Return why one transaction cannot have all these topics; None if a broker serves all, or may yet."""
         members, wanted = list(self.members.known().values()), set(topics)
-        if len(wanted) < 2 or not self.members.has_topics or spread.serving(self.all, wanted):
+        if len(wanted) < 2 or not self.members.has_topics or serving(self.all, wanted):
             return None
         if any(all(map(member.serves_topic, wanted)) for member in members):
             return None
@@ -326,36 +329,6 @@ class Brokers:
         with anyio.move_on_after(OTHERS_SECONDS):
             for dialler in list(self.diallers.values()):
                 await dialler.tried.wait()
-
-    # --- which one takes what ------------------------------------------------------------------
-    def _take(self, broker: Broker, body_bytes_max: int) -> Frame | None:
-        outgoing = self._shared.outgoing
-        if len(self.all) == 1 and not self.members.has_topics:
-            return outgoing.take(body_bytes_max)
-        frame = spread.take(broker, self.all, outgoing, body_bytes_max)
-        if frame is not None:
-            self._declined.clear()
-            return frame
-        # Whoever has been asked is not asked again until something changes: two would wake each other for ever.
-        self._declined.add(broker)
-        if (other := spread.next_taker(self.all, outgoing, but=self._declined)) is not None:
-            other.wake()
-        return None
-
-    def wake_writers(self) -> None:
-        """There may be something to send."""
-        self._declined.clear()
-        if len(self.all) == 1:
-            self.all[0].wake()
-            return
-        for broker in self.all:
-            if broker.preparing.waiting:
-                broker.wake()
-        # Between being woken and running it is not asked again who is next: that costs 7 µs for each message.
-        if self._woken is None or not self._woken.is_woken:
-            self._woken = spread.next_taker(self.all, self._shared.outgoing)
-            if self._woken is not None:
-                self._woken.wake()
 
     # --- bindings ------------------------------------------------------------------------------
     async def subscribe(self, binding: Binding) -> None:

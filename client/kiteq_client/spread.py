@@ -18,7 +18,7 @@ from kiteq_client.outgoing import Frame, Lane, Outgoing
 if TYPE_CHECKING:
     from kiteq_client.broker import Broker
 
-__all__ = ["is_behind", "least_loaded", "next_taker", "serving", "take"]
+__all__ = ["Spread", "is_behind", "least_loaded", "serving"]
 
 LATE_SECONDS: Final = 1.0
 """Longer than an answer takes while a disk is slow, and shorter than anybody waits for one."""
@@ -26,7 +26,50 @@ REFUSED_SECONDS: Final = 1.0
 """A full disk or store is tried again this often: one refusal each time is what it costs."""
 
 
-def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_bytes_max: int) -> Frame | None:
+class Spread:
+    """Gives what waits to the brokers of a client.
+
+    brokers: those of the moment, in a list that changes. by_topic: they serve different topics.
+    """
+
+    def __init__(self, brokers: Sequence[Broker], outgoing: Outgoing, *, by_topic: bool) -> None:
+        self._brokers = brokers
+        self._outgoing = outgoing
+        self._by_topic = by_topic
+        self._woken: Broker | None = None
+        self._declined: set[Broker] = set()
+
+    def take(self, broker: Broker, body_bytes_max: int) -> Frame | None:
+        """Return the next frame for a broker, None if it should not or cannot have one."""
+        if len(self._brokers) == 1 and not self._by_topic:
+            return self._outgoing.take(body_bytes_max)
+        frame = _take(broker, self._brokers, self._outgoing, body_bytes_max)
+        if frame is not None:
+            self._declined.clear()
+            return frame
+        # Whoever has been asked is not asked again until something changes: two would wake each other for ever.
+        self._declined.add(broker)
+        if (other := _next_taker(self._brokers, self._outgoing, but=self._declined)) is not None:
+            other.wake()
+        return None
+
+    def wake(self) -> None:
+        """There may be something to send: wake who should look."""
+        self._declined.clear()
+        if len(self._brokers) == 1:
+            self._brokers[0].wake()
+            return
+        for broker in self._brokers:
+            if broker.preparing.waiting:
+                broker.wake()
+        # Between being woken and running it is not asked again who is next: that costs 7 µs for each message.
+        if self._woken is None or not self._woken.is_woken:
+            self._woken = _next_taker(self._brokers, self._outgoing)
+            if self._woken is not None:
+                self._woken.wake()
+
+
+def _take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_bytes_max: int) -> Frame | None:
     """Return the next frame for one of several brokers, None if it should not or cannot have one."""
     share = _Share(brokers, outgoing)
     for topic, lane in list(outgoing.lanes.items()):
@@ -43,7 +86,7 @@ def take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_byt
     return None
 
 
-def next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Container[Broker] = ()) -> Broker | None:
+def _next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Container[Broker] = ()) -> Broker | None:
     """Return who should take now what waits, None if nothing waits or nobody can."""
     if outgoing.has_room:
         share = _Share(brokers, outgoing)

@@ -29,7 +29,7 @@ async def test_brokers_of_different_topics_do_not_wake_each_other_while_there_is
         async with peer(trade.script) as one, peer(feed.script) as two, client, anyio.create_task_group() as tasks:
             announce(client, (one, Server("b1", 1, 1), ("trade",)), (two, Server("b2", 1, 1), ("feed",)))
             await until(lambda: len(client.statistics().connected) == 2)
-            take = client._brokers._take
+            take = client._brokers._spread.take
 
             def counted(broker: Broker, body_bytes_max: int) -> Frame | None:
                 nonlocal asked
