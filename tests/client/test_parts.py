@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from random import Random
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from kiteq.limits import UNANSWERED_BYTES_MAX
 from kiteq.remoting.packets import Ack, Nack
-from kiteq_client import Handlers, Message, Received
+from kiteq_client import Decision, Handlers, Message, Received
+from kiteq_client.deciding import Deciding, Verdict
 from kiteq_client.incoming import Answers, to_ranges
+from kiteq_client.members import Listed
 from kiteq_client.outgoing import FRAME_BYTES, Frame, Outgoing, Submission
 from kiteq_client.registry import Address, parse_registry
 from kiteq_client.statistics import Counters
@@ -31,6 +34,28 @@ from kiteq_client.statistics import Counters
 )
 def test_a_registry_names_brokers(registry: str, addresses: tuple[tuple[str, int], ...]) -> None:
     assert parse_registry(registry) == addresses
+
+
+def test_of_a_set_that_one_broker_tells_anew_nothing_is_left_of_what_others_told() -> None:
+    one, two, three, other = (Address(f"h{number}", 1) for number in range(4))
+    listed = Listed([one, other])
+    listed.told(other, ["h3:1", "x:1"])
+    for by in (one, two, three):
+        listed.told(by, ["h0:1", "h1:1", "h2:1"])
+    listed.told(one, ["h0:1", "h1:1"])
+    assert set(listed.known()) == {one, two, other, Address("x", 1)}
+
+
+def test_a_decision_that_was_asked_for_is_sent_once_after_a_lost_connection() -> None:
+    requests = count(1)
+    deciding = Deciding(lambda: None, lambda _verdict: None, 5.0)
+    deciding.connected("b1")
+    verdict = Verdict(bytes(16), Decision.COMMIT, "b1")
+    deciding.submit(verdict)
+    assert [packet.tokens for packet in deciding.take(lambda: next(requests))] == [[bytes(16)]]
+    deciding.again(verdict, bytes(24))
+    deciding.connected("b1")
+    assert [packet.tokens for packet in deciding.take(lambda: next(requests))] == [[bytes(24)]]
 
 
 def test_an_address_reads_as_it_was_written() -> None:
