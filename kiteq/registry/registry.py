@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kiteq.binding.bindings import Binding
-from kiteq.registry.keeper import RegistryState
-from kiteq.registry.layout import Server
+from kiteq.registry.layout import Server, ServerMap
 from kiteq.registry.merging import Key
-from kiteq.registry.servers import ServerMap
 
-__all__ = ["OpenRegistry", "Registry", "Snapshot"]
+__all__ = ["OpenRegistry", "Registry", "RegistryState", "Snapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryState:
+    """Whether the registry is as it should be. since: on the monotonic clock.
+
+    session_over: nobody finds this process through the registry. reason: a sentence, "" when not degraded.
+    """
+
+    degraded: bool
+    since: float
+    session_over: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
