@@ -13,7 +13,7 @@ import anyio
 
 from kiteq.registry.errors import CredentialsRefused, RegistryError, RegistryUnavailable
 from kiteq.registry.keeper import Keeper, Report, Request
-from kiteq.registry.registry import RegistryState
+from kiteq.registry.state import RegistryState
 
 __all__ = ["Attachment"]
 

@@ -12,9 +12,9 @@ from kiteq.registry.attachment import Attachment
 from kiteq.registry.keeper import Keeper
 from kiteq.registry.layout import Server, ServerMap
 from kiteq.registry.log import Log
-from kiteq.registry.registry import RegistryState
 from kiteq.registry.servers import Servers, servers_of
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 from kiteq.registry_address import Credentials, parse_registry_url
 
 __all__ = ["Directory", "open_directory"]

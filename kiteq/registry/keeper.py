@@ -17,8 +17,8 @@ from typing import Final, Generic, Protocol, TypeVar
 from kiteq.errors import KiteQError
 from kiteq.registry.errors import RegistryError, RegistryUnavailable
 from kiteq.registry.log import Log
-from kiteq.registry.registry import RegistryState
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 
 __all__ = ["Keeper", "Part", "Report", "Request"]
 

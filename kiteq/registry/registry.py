@@ -10,21 +10,9 @@ from typing import Protocol
 from kiteq.binding.bindings import Binding
 from kiteq.registry.layout import Server, ServerMap
 from kiteq.registry.merging import Key
+from kiteq.registry.state import RegistryState
 
-__all__ = ["OpenRegistry", "Registry", "RegistryState", "Snapshot"]
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryState:
-    """Whether the registry is as it should be. since: on the monotonic clock.
-
-    session_over: nobody finds this process through the registry. reason: a sentence, "" when not degraded.
-    """
-
-    degraded: bool
-    since: float
-    session_over: bool
-    reason: str
+__all__ = ["OpenRegistry", "Registry", "Snapshot"]
 
 
 @dataclass(frozen=True, slots=True)

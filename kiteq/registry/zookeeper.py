@@ -25,9 +25,10 @@ from kiteq.registry.keeper import Keeper
 from kiteq.registry.layout import EVERY_TOPIC, PUBLISHERS, ROOT, SERVERS, Server, publisher_path, server_path
 from kiteq.registry.log import Log
 from kiteq.registry.merging import Change, Key, merging, removing
-from kiteq.registry.registry import RegistryState, Snapshot
+from kiteq.registry.registry import Snapshot
 from kiteq.registry.servers import Servers
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 from kiteq.registry.subscriptions import Subscriptions
 from kiteq.registry_address import Credentials, parse_registry_url
 

@@ -17,7 +17,8 @@ from kiteq.errors import Refused
 from kiteq.registry.errors import RegistryUnavailable
 from kiteq.registry.layout import EVERY_TOPIC, Server, decode_server, encode_server
 from kiteq.registry.merging import Key
-from kiteq.registry.registry import Registry, RegistryState, Snapshot
+from kiteq.registry.registry import Registry, Snapshot
+from kiteq.registry.state import RegistryState
 from kiteq.workers.channel import NODES_PER_MESSAGE, Channel, Message
 
 __all__ = ["SharedRegistry"]
