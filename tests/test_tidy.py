@@ -210,6 +210,18 @@ asyncio.run(main())
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
 
 
+def test_a_broker_that_is_alone_and_a_set_of_workers_load_nothing_of_zookeeper_and_of_the_client() -> None:
+    program = """
+import sys
+import kiteq.broker, kiteq.workers.member, kiteq.workers.supervisor
+print([name for name in ("kazoo", "anyio", "kiteq_client") if name in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert result.stdout.strip() == "[]"
+
+
 def test_every_module_says_what_it_is() -> None:
     assert_none([place(path) for path in python_files() if tree(path).body and ast.get_docstring(tree(path)) is None])
 

@@ -16,8 +16,7 @@ from kiteq_client.registry import Address, parse_broker
 
 if TYPE_CHECKING:
     from kiteq.registry.directory import Directory
-    from kiteq.registry.layout import Server
-    from kiteq.registry.servers import ServerMap
+    from kiteq.registry.layout import Server, ServerMap
 
 __all__ = ["Announced"]
 

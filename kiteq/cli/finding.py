@@ -19,8 +19,7 @@ from kiteq.values import split_address
 
 if TYPE_CHECKING:
     from kiteq.registry.directory import Directory
-    from kiteq.registry.layout import Server
-    from kiteq.registry.servers import ServerMap
+    from kiteq.registry.layout import Server, ServerMap
 
 __all__ = ["LIST_SCHEME", "Announced", "Source", "is_registry", "open_source"]
 

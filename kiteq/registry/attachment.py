@@ -12,7 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 
 from kiteq.registry.errors import CredentialsRefused, RegistryError, RegistryUnavailable
-from kiteq.registry.keeper import Keeper, RegistryState, Report, Request
+from kiteq.registry.keeper import Keeper, Report, Request
+from kiteq.registry.state import RegistryState
 
 __all__ = ["Attachment"]
 

@@ -9,11 +9,12 @@ from typing import Final
 
 from kiteq.limits import ZK_SESSION_SECONDS
 from kiteq.registry.attachment import Attachment
-from kiteq.registry.keeper import Keeper, RegistryState
-from kiteq.registry.layout import Server
+from kiteq.registry.keeper import Keeper
+from kiteq.registry.layout import Server, ServerMap
 from kiteq.registry.log import Log
-from kiteq.registry.servers import ServerMap, Servers, servers_of
+from kiteq.registry.servers import Servers, servers_of
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 from kiteq.registry_address import Credentials, parse_registry_url
 
 __all__ = ["Directory", "open_directory"]

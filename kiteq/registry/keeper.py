@@ -18,8 +18,9 @@ from kiteq.errors import KiteQError
 from kiteq.registry.errors import RegistryError, RegistryUnavailable
 from kiteq.registry.log import Log
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 
-__all__ = ["Keeper", "Part", "RegistryState", "Report", "Request"]
+__all__ = ["Keeper", "Part", "Report", "Request"]
 
 View = TypeVar("View")
 FULL_SECONDS: Final = 30.0
@@ -29,19 +30,6 @@ FULL_SHARE: Final = 0.02
 RETRY_SECONDS: Final = 1.0
 OVER_MARGIN_SECONDS: Final = 0.01
 """The bell for the end of a session rings just after it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryState:
-    """Whether the registry is as it should be. since: on the monotonic clock.
-
-    session_over: nobody finds this process through the registry. reason: a sentence, "" when not degraded.
-    """
-
-    degraded: bool
-    since: float
-    session_over: bool
-    reason: str
 
 
 class Part(Protocol):

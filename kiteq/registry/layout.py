@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ __all__ = [
     "SERVERS",
     "Entry",
     "Server",
+    "ServerMap",
     "bindings_path",
     "decode_entries",
     "decode_server",
@@ -85,6 +86,10 @@ class Server:
     epoch: int
     wire_version: int
     partitions: tuple[int, ...] = ()
+
+
+ServerMap = Mapping[str, Mapping[str, Server]]
+"""What brokers say of themselves, by topic ("*": every topic) and address."""
 
 
 def encode_server(server: Server) -> bytes:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kiteq.binding.bindings import Binding
-from kiteq.registry.keeper import RegistryState
-from kiteq.registry.layout import Server
+from kiteq.registry.layout import Server, ServerMap
 from kiteq.registry.merging import Key
-from kiteq.registry.servers import ServerMap
+from kiteq.registry.state import RegistryState
 
 __all__ = ["OpenRegistry", "Registry", "Snapshot"]
 

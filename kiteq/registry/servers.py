@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from kiteq.registry.layout import EVERY_TOPIC, SERVERS, Server, decode_server
+from kiteq.registry.layout import EVERY_TOPIC, SERVERS, Server, ServerMap, decode_server
 from kiteq.registry.log import Log
 from kiteq.registry.mirror import Mirror
 from kiteq.registry.session import ZooKeeperSession
 from kiteq.values import split_address
 
-__all__ = ["ServerMap", "Servers", "servers_of"]
-
-ServerMap = Mapping[str, Mapping[str, Server]]
-"""What brokers say of themselves, by topic ("*": every topic) and address."""
+__all__ = ["Servers", "servers_of"]
 
 
 def servers_of(servers: ServerMap, topic: str) -> dict[str, Server]:

@@ -21,13 +21,14 @@ from kiteq.limits import ZK_SESSION_SECONDS
 from kiteq.registry.announcements import Announcements
 from kiteq.registry.attachment import Attachment
 from kiteq.registry.errors import AddressTaken, RegistryUnavailable
-from kiteq.registry.keeper import Keeper, RegistryState
+from kiteq.registry.keeper import Keeper
 from kiteq.registry.layout import EVERY_TOPIC, PUBLISHERS, ROOT, SERVERS, Server, publisher_path, server_path
 from kiteq.registry.log import Log
 from kiteq.registry.merging import Change, Key, merging, removing
 from kiteq.registry.registry import Snapshot
 from kiteq.registry.servers import Servers
 from kiteq.registry.session import ZooKeeperSession
+from kiteq.registry.state import RegistryState
 from kiteq.registry.subscriptions import Subscriptions
 from kiteq.registry_address import Credentials, parse_registry_url
 

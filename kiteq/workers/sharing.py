@@ -15,10 +15,10 @@ import trio
 from kiteq.binding.bindings import Binding, from_wire, to_wire
 from kiteq.errors import Refused
 from kiteq.registry.errors import RegistryUnavailable
-from kiteq.registry.keeper import RegistryState
 from kiteq.registry.layout import EVERY_TOPIC, Server, decode_server, encode_server
 from kiteq.registry.merging import Key
 from kiteq.registry.registry import Registry, Snapshot
+from kiteq.registry.state import RegistryState
 from kiteq.workers.channel import NODES_PER_MESSAGE, Channel, Message
 
 __all__ = ["SharedRegistry"]

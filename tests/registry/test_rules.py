@@ -21,10 +21,10 @@ from kiteq.errors import Refused
 from kiteq.pipe import router
 from kiteq.pipe.registration import unbind_shared
 from kiteq.registry.errors import RegistryUnavailable
-from kiteq.registry.keeper import RegistryState
 from kiteq.registry.layout import Server
 from kiteq.registry.merging import Key
 from kiteq.registry.registry import Registry, Snapshot
+from kiteq.registry.state import RegistryState
 from kiteq.workers.board import Board
 from tests.e2e.wire import connect, numbered
 from tests.registry.parts import WAIT_SECONDS, until
