@@ -186,13 +186,15 @@ async def test_what_contradicts_the_registry_after_an_outage_gives_way_to_it(tmp
     shelf = Shelf()
     async with joined(tmp_path, shelf) as broker:
         shelf.away = True
-        await connect(broker, "g", direct("t", "a", watermark=10))
+        client = await connect(broker, "g", direct("t", "a", watermark=10))
+        await client.publish(numbered(1))
         shelf.board.merge(KEY, [direct("t", "b", watermark=20)])
         shelf.come_back()
         shelf.tell()
         await until(lambda: bound(broker) == {"b"})
         await applied(broker, shelf)
         assert (shelf.patterns(), bound(broker)) == ({"b"}, {"b"})
+        assert (await client.row("g"))["pending"] == 1
 
 
 async def test_all_topics_that_are_bound_during_an_outage_are_shared_after_it(tmp_path: Path) -> None:
@@ -306,6 +308,18 @@ async def test_what_another_registry_lacks_was_not_removed_from_it(tmp_path: Pat
         await until(lambda: wiped.patterns() == {"a", "b"})
         await applied(broker, wiped)
         assert (wiped.patterns(), bound(broker)) == ({"a", "b"}, {"a", "b"})
+
+
+async def test_what_is_removed_from_another_registry_that_held_the_same_is_removed_here(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with joined(tmp_path, shelf) as broker:
+        await connect(broker, "g", direct("t", "a"))
+        await applied(broker, shelf)
+        shelf.identity = "second"
+        await applied(broker, shelf)
+        shelf.board.remove(KEY, [direct("t", "a")])
+        await applied(broker, shelf)
+        assert (shelf.patterns(), bound(broker)) == (set(), set())
 
 
 async def test_a_broker_is_announced_only_when_the_bindings_of_the_registry_are_in_force(tmp_path: Path) -> None:
