@@ -1,4 +1,4 @@
-"""What the workers of a set share: who is bound to what, and where each of them listens.
+"""What the workers of a set share: who is bound to what.
 
 Theory of operation. A node is the list of a group's bindings in a topic, as in ZooKeeper: missing means
 that nothing is known, empty that all were removed. Nothing is on disk here: each worker keeps the bindings

@@ -1,13 +1,12 @@
 """Messages between the process that runs the workers and one of them: msgpack lists over a socket pair.
 
     to the worker       settings [fields] · neighbours [addresses] · nodes [[topic, group, bindings or nil], ...]
-                        servers [[number, address, topics, server], ...] · opened · done [request, code, reason]
-                        drain
+                        opened · done [request, code, reason] · drain
     from the worker     ready [address, http address] · failed [sentence, status] · stop
                         known [[topic, group, bindings], ...] · open
-                        merge / remove [request, topic, group, bindings] · announce [address, topics, server] · withdraw
+                        merge / remove [request, topic, group, bindings]
 
-Bindings travel as on the wire, servers as in ZooKeeper. The end of the stream means that the other process has ended.
+Bindings travel as on the wire. The end of the stream means that the other process has ended.
 """
 
 from __future__ import annotations

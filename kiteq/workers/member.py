@@ -20,12 +20,9 @@ from kiteq.registry.merging import Key
 from kiteq.workers.backoff import Backoff
 from kiteq.workers.channel import NODES_PER_MESSAGE, Channel, Message
 
-__all__ = ["Announcement", "Member", "status_text"]
+__all__ = ["Member", "status_text"]
 
 MODULE: Final = "kiteq.cli.worker"
-
-Announcement = tuple[str, tuple[str, ...], bytes]
-"""Address, topics, and what the worker says of itself."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +39,6 @@ class Member:
     channel: Channel | None = None
     address: str | None = None
     http: str | None = None
-    announced: Announcement | None = None
     failure: tuple[str, int] | None = None
     is_open: bool = False
     dirty: set[Key] = field(default_factory=set)
@@ -69,7 +65,7 @@ class Member:
                 yield process
             finally:
                 channel.close()
-                self.channel = self.announced = None
+                self.channel = None
                 self.is_open = False
                 self.dirty.clear()
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from kiteq.binding.bindings import Binding, from_wire, to_wire
 from kiteq.errors import Refused
 from kiteq.registry.errors import RegistryUnavailable
-from kiteq.registry.layout import EVERY_TOPIC, Server, decode_server, encode_server
+from kiteq.registry.layout import Server
 from kiteq.registry.merging import Key
 from kiteq.registry.registry import Registry, Snapshot
 from kiteq.registry.state import RegistryState
@@ -41,7 +41,6 @@ class SharedRegistry:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._nodes: dict[Key, tuple[Binding, ...]] = {}
-        self._servers: dict[str, dict[str, Server]] = {}
         self._numbers = count(1)
         self._waiting: dict[int, _Request] = {}
         self._unanswered: Counter[Key] = Counter()
@@ -59,9 +58,6 @@ class SharedRegistry:
             case ("nodes", nodes):
                 for topic, group, wire in nodes:
                     self._take_node((topic, group), wire)
-                self._changed.set()
-            case ("servers", servers):
-                self._servers = _servers(servers)
                 self._changed.set()
             case ("opened",):
                 self._opened.set()
@@ -117,8 +113,7 @@ class SharedRegistry:
     async def announce(
         self, address: str, server: Server, topics: Collection[str] = (), *, timeout: float = TIMEOUT_SECONDS
     ) -> None:
-        """Say that this worker serves these topics, or every topic, at HOST:PORT."""
-        self._channel.post("announce", address, list(topics) or [EVERY_TOPIC], encode_server(server))
+        """Do nothing: the process that runs the workers knows that this one is ready, and has clients told."""
 
     async def announce_publishers(
         self, address: str, server: Server, groups: Iterable[Key], *, timeout: float = TIMEOUT_SECONDS
@@ -126,8 +121,7 @@ class SharedRegistry:
         """Do nothing: a person who asks any of the workers who publishes sees it there."""
 
     async def withdraw(self, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Take back what was announced."""
-        self._channel.post("withdraw")
+        """Do nothing, as for `announce`."""
 
     async def merge_bindings(
         self, group: str, topic: str, bindings: Iterable[Binding], *, timeout: float = TIMEOUT_SECONDS
@@ -149,7 +143,7 @@ class SharedRegistry:
         await self._changed.wait()
         self._changed = trio.Event()
         self._told_unknown = set(self._unanswered)
-        return Snapshot({**self._nodes, **dict.fromkeys(self._unanswered)}, self._servers)
+        return Snapshot({**self._nodes, **dict.fromkeys(self._unanswered)}, {})
 
     async def _ask(self, verb: str, key: Key, bindings: Iterable[Binding], timeout: float) -> None:
         if self._lost_at is not None or len(self._waiting) >= WAITING_MAX:
@@ -165,12 +159,3 @@ class SharedRegistry:
             raise RegistryUnavailable(f"the process that runs the workers has not answered within {timeout:g} s")
         if request.refusal is not None:
             raise request.refusal
-
-
-def _servers(rows: Iterable[tuple[Any, ...]]) -> dict[str, dict[str, Server]]:
-    found: dict[str, dict[str, Server]] = {}
-    for address, topics, content in rows:
-        server = decode_server(content)
-        for topic in topics:
-            found.setdefault(topic, {})[address] = server
-    return found

@@ -14,7 +14,7 @@ from kiteq.errors import KiteQError, Refused
 from kiteq.registry.merging import Key
 from kiteq.workers.board import Board
 from kiteq.workers.channel import Channel, Message
-from kiteq.workers.member import Announcement, Member, status_text
+from kiteq.workers.member import Member, status_text
 from kiteq.workers.plan import known_to_clients, settings_of, with_ports
 
 __all__ = ["Supervisor", "WorkerFailed"]
@@ -116,7 +116,6 @@ class Supervisor:
                         await heard.wait()
                 finally:
                     nursery.cancel_scope.cancel()
-        self._tell_servers()
         return status
 
     async def _end_in_time(self, member: Member, process: trio.Process) -> None:
@@ -143,14 +142,7 @@ class Supervisor:
             case ("known", nodes):
                 self._learn(member, nodes)
             case ("open",):
-                member.post("servers", self._announced())
                 member.open(self._board.nodes)
-            case ("announce", address, topics, server):
-                member.announced = address, topics, server
-                self._tell_servers()
-            case ("withdraw",):
-                member.announced = None
-                self._tell_servers()
             case ("merge" | "remove" as verb, request, topic, group, wire):
                 self._change(member, verb, request, (topic, group), [from_wire(fields) for fields in wire])
             case _:
@@ -172,14 +164,6 @@ class Supervisor:
             member.post(
                 "neighbours", [known_to_clients(one.settings, one.address) for one in self.members if one.address]
             )
-
-    def _tell_servers(self) -> None:
-        for member in self.members:
-            if member.is_open:
-                member.post("servers", self._announced())
-
-    def _announced(self) -> list[Announcement]:
-        return [one.announced for one in self.members if one.announced is not None]
 
     def _learn(self, member: Member, nodes: tuple[tuple[str, str, tuple[tuple[object, ...], ...]], ...]) -> None:
         changed: list[Key] = []

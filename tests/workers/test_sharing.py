@@ -12,7 +12,6 @@ import trio
 from kiteq.binding.bindings import direct, to_wire
 from kiteq.errors import Refused
 from kiteq.registry.errors import RegistryUnavailable
-from kiteq.registry.layout import Server, encode_server
 from kiteq.workers import sharing
 from kiteq.workers.channel import Channel, Message
 from kiteq.workers.sharing import SharedRegistry
@@ -20,7 +19,6 @@ from kiteq.workers.sharing import SharedRegistry
 KEY = ("trade", "g")
 ONE = direct("trade", "one")
 TWO = direct("trade", "two")
-SERVER = Server("b", 1, 2, (0,))
 
 
 class OtherEnd:
@@ -67,7 +65,6 @@ async def test_it_opens_with_what_the_store_knows_and_tells_what_all_know() -> N
         async def answer() -> None:
             assert await end.hear() == ("known", (("trade", "g", (tuple(to_wire(ONE)),)),))
             assert await end.hear() == ("open",)
-            await end.say("servers", [("h:1", ["*"], encode_server(SERVER))])
             await end.say("nodes", [("trade", "g", [to_wire(ONE), to_wire(TWO)]), ("trade", "gone", [])])
             await end.say("opened")
 
@@ -77,7 +74,6 @@ async def test_it_opens_with_what_the_store_knows_and_tells_what_all_know() -> N
             assert not opened.state.degraded
             snapshot = await opened.wait_changed()
             assert snapshot.bindings == {KEY: (ONE, TWO), ("trade", "gone"): ()}
-            assert snapshot.servers == {"*": {"h:1": SERVER}}
             await end.say("nodes", [("trade", "gone", None)])
             assert (await opened.wait_changed()).bindings == {KEY: (ONE, TWO)}
 
