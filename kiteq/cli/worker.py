@@ -53,7 +53,6 @@ class _Worker:
         self._core: Core | None = None
         self._neighbours: tuple[str, ...] = ()
         self._draining = False
-        self._orphan = False
         self._settings = trio.Event()
         self._given = Settings()
 
@@ -120,7 +119,6 @@ class _Worker:
                     self._drain(nursery)
                 case _:
                     self._registry.take(message)
-        self._orphan = True
         self._registry.lost()
         structlog.get_logger().warning("the process that runs the workers is gone: draining")
         self._drain(nursery)
@@ -144,7 +142,7 @@ class _Worker:
 
     async def _tell_failure(self, sentence: str, status: int) -> None:
         self._channel.post("failed", sentence, status)
-        if self._orphan or not await self._channel.flush():
+        if not await self._channel.flush():
             print(f"kiteq: {sentence}", file=sys.stderr)
 
 
