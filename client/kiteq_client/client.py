@@ -34,7 +34,7 @@ from kiteq_client.delivery import Deliveries
 from kiteq_client.greeting import Greeting
 from kiteq_client.handlers import Handler, Handlers
 from kiteq_client.members import Listed, Members
-from kiteq_client.options import check_numbers, check_topics, choose_checker, choose_find
+from kiteq_client.options import check_are_messages, check_numbers, check_topics, choose_checker, choose_find
 from kiteq_client.producer import Producer
 from kiteq_client.registry import is_zookeeper, parse_registry
 from kiteq_client.session import Session
@@ -248,6 +248,7 @@ class Client:
         `MessageTooLarge`, or `ValueError` for a value out of range.
         """
         self._check()
+        check_are_messages((message,))
         message.encoded()
         [result] = await self._producer.submit([message])
         if isinstance(result, Receipt):
@@ -257,12 +258,14 @@ class Client:
     async def send_many(self, messages: Iterable[Message]) -> list[Receipt]:
         """Send messages in order, many at a time; all are durable when this returns.
 
-        Raises `PartlySent` with a receipt or an error for each if some were not accepted.
+        Raises `PartlySent` with a receipt or an error for each if some were not accepted, and `ValueError` before
+        anything is sent if one is no `Message`.
         """
         self._check()
         batch = list(messages)
         if not batch:
             return []
+        check_are_messages(batch)
         results = await self._producer.submit(batch)
         if any(isinstance(result, Exception) for result in results):
             raise PartlySent(results)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from kiteq.limits import PREFETCH_MAX
-from kiteq.message import check_name
+from kiteq.message import Message, Received, check_name
 from kiteq_client.checking import Checker, CheckFunction, check_checker
 from kiteq_client.handlers import Handler, Handlers, check_handler
 
-__all__ = ["Find", "check_numbers", "check_topics", "choose_checker", "choose_find"]
+__all__ = ["Find", "check_are_messages", "check_numbers", "check_topics", "choose_checker", "choose_find"]
+
+_MESSAGE_TYPES: Final = {Message, Received}
 
 Find = Callable[[str, str], Handler | None]
 
@@ -37,6 +40,14 @@ def check_topics(topics: Iterable[str]) -> list[str]:
     if isinstance(topics, str):
         raise ValueError("topics must be a list of topics, not a str")  # noqa: TRY004 one kind of error
     return [check_name("topic", topic) for topic in topics]
+
+
+def check_are_messages(messages: Sequence[object]) -> None:
+    """Raise `ValueError` if one is no `Message`: later it would end the connection that encodes it."""
+    if not set(map(type, messages)) <= _MESSAGE_TYPES:
+        for message in messages:
+            if not isinstance(message, Message):
+                raise ValueError(f"a message must be a Message, not {type(message).__name__}")  # noqa: TRY004 as above
 
 
 def choose_find(handlers: Handlers | None, on_message: Handler | None) -> Find | None:

@@ -17,6 +17,7 @@ from kiteq.message import Message
 from kiteq_client.deciding import Verdict
 from kiteq_client.decision import Decision
 from kiteq_client.half import Half
+from kiteq_client.options import check_are_messages
 from kiteq_client.transactions import Transactions
 
 __all__ = ["Outcome", "Transaction", "check_messages", "explained", "pending", "to_milliseconds"]
@@ -276,6 +277,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     """Raise `ValueError` for messages that cannot be in a transaction together, or that cannot be sent."""
     if not messages:
         raise ValueError("a transaction needs a message")
+    check_are_messages(messages)
     if len(messages) > 1 and len({message.id for message in messages}) < len(messages):
         raise ValueError("the messages of a transaction must have different ids")
     for message in messages:

@@ -25,7 +25,7 @@ LOGIN_STEPS_MAX: Final = 8
 """SASL digest takes three; a server that tolerates a failed login makes kazoo repeat the last one for ever."""
 
 kazoo_log: Final = logging.getLogger("kiteq.registry.kazoo")
-kazoo_log.addHandler(logging.NullHandler())  # what matters is told by our own log; else it prints to stderr
+kazoo_log.setLevel(logging.CRITICAL)  # what matters is told by our own log; set it lower to see kazoo's side too
 
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has no types

@@ -88,7 +88,7 @@ class Welcome(NamedTuple):
     """Broker to client: accepted, and every binding is durable.
 
     version: the wire version from now on. limits: bounds of this broker by name. admin: whether
-    administrative requests are allowed.
+    every administrative verb is allowed, not only those that read figures.
     """
 
     request: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import anyio
 import pytest
@@ -12,7 +13,6 @@ from kiteq_client import (
     AuthenticationError,
     Client,
     ClientClosed,
-    Message,
     MessageTooLarge,
     NotConnected,
     PartlySent,
@@ -21,11 +21,8 @@ from kiteq_client import (
     SendTimeout,
     direct,
 )
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer, well
-
-
-def message(body: bytes = b"x") -> Message:
-    return Message("trade", "pay", body)
 
 
 @both_loops
@@ -206,6 +203,20 @@ async def test_a_message_that_cannot_be_encoded_fails_alone() -> None:
             with pytest.raises(PartlySent) as caught:
                 await client.send_many(order)
             assert [isinstance(result, ValueError) for result in caught.value.results] == [one is bad for one in order]
+
+
+@both_loops
+async def test_what_is_no_message_is_refused_and_the_client_goes_on() -> None:
+    wrong: Any = "order 17"
+    async with peer(well) as address, Client(address, group="g", topics=["trade"]) as client:
+        with pytest.raises(ValueError, match="must be a Message"):
+            await client.send(wrong)
+        with pytest.raises(ValueError, match="must be a Message"):
+            await client.send_many([message(), wrong])
+        with pytest.raises(ValueError, match="must be a Message"):
+            await client.prepare(message(), wrong)
+        assert client.statistics().sent == 0
+        assert (await client.send(message())).durable
 
 
 @both_loops

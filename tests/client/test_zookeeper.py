@@ -337,7 +337,9 @@ def test_an_outage_of_the_registry_changes_nothing(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_credentials_that_are_refused_are_an_authentication_error(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_refused_are_an_authentication_error(
+    loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def enter(url: str) -> None:
         monkeypatch.setenv("KITEQ_ZK_AUTH", "kiteq:wrong")
         with pytest.raises(AuthenticationError, match="does not accept the user and password of KITEQ_ZK_AUTH"):
@@ -352,6 +354,8 @@ def test_credentials_that_are_refused_are_an_authentication_error(loop: str, mon
 
     with ZooKeeperProcess(users={"kiteq": "right"}, sasl="required") as zookeeper:
         anyio.run(enter, f"zk://{zookeeper.address}", backend=loop)
+    # What kazoo says about it, a traceback too, is not for the user.
+    assert {record.name for record in caplog.records} == {"kiteq_client"}
 
 
 def test_a_blocking_client_finds_brokers_too(zookeeper: ZooKeeperProcess) -> None:

@@ -90,6 +90,10 @@ class Network:
 
         return _in_thread(enter_and_call)
 
+    def add_host(self, address: str) -> None:
+        """Give this network an address that is none of loopback: who connects to it comes from it."""
+        self._command("ip", "address", "add", f"{address}/32", "dev", "lo")
+
     @contextmanager
     def cut(self, *, to: str = "", answers_of: str = "") -> Iterator[None]:
         """Drop what is sent to one address, or what is sent from one, until the block ends.
