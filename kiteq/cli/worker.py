@@ -50,8 +50,6 @@ class _Worker:
         self._channel = Channel(end)
         self._registry = SharedRegistry(self._channel)
         self._broker: Broker | None = None
-        self._core: Core | None = None
-        self._neighbours: tuple[str, ...] = ()
         self._draining = False
         self._settings = trio.Event()
         self._given = Settings()
@@ -93,8 +91,6 @@ class _Worker:
                 self._channel.post("ready", self._broker.address, http)
 
     async def _beside(self, listener: socket.socket | None, core: Core) -> None:
-        self._core = core
-        set_neighbours(core, self._neighbours)
         async with trio.open_nursery() as nursery:
             if listener is not None:
                 from kiteq.admin.server import serve_http
@@ -112,9 +108,8 @@ class _Worker:
                     _log_with(self._number)
                     self._settings.set()
                 case ("neighbours", addresses):
-                    self._neighbours = addresses
-                    if self._core is not None:
-                        set_neighbours(self._core, addresses)
+                    assert self._broker is not None  # they are told when it is ready
+                    set_neighbours(self._broker.core, addresses)
                 case ("drain",):
                     self._drain(nursery)
                 case _:
