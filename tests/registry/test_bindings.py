@@ -217,6 +217,12 @@ async def test_what_the_store_knows_fills_an_empty_registry_only(url: str, hand:
     assert held(hand) == [A]
 
 
+async def test_what_the_store_knows_of_topics_that_are_not_wanted_fills_nothing(url: str, hand: Any) -> None:
+    async with opened(url, known={("v", "g"): [fanout("v")], KEY: [A]}, bindings_of=["t"]) as registry:
+        assert (await registry.wait_changed()).bindings == {KEY: (A,)}
+        assert hand.exists("/kiteq/sub/v") is None
+
+
 async def test_only_the_wanted_topics_are_told_of_also_those_that_come_later(url: str, hand: Any) -> None:
     async with opened(url, bindings_of=["t", "u"]) as registry:
         assert (await registry.wait_changed()).bindings == {}
