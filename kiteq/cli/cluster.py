@@ -19,7 +19,7 @@ from kiteq.cli.output import table
 from kiteq.cli.session import AdminSession
 from kiteq.errors import KiteQError, NotConnected, Refused
 
-__all__ = ["Cluster", "Told", "state_of_error", "together"]
+__all__ = ["Cluster", "Told", "in_threads", "state_of_error", "together"]
 
 THREADS_MAX: Final = 32
 """Brokers asked at once."""
@@ -44,8 +44,30 @@ def state_of_error(error: KiteQError) -> str:
     return "not reached"
 
 
+def in_threads(work: Callable[[One], Outcome], each: Sequence[One]) -> list[Outcome]:
+    """Call `work` for each one at the same time; return in order what it returns, or raise what it raises."""
+    if len(each) < 2:
+        return list(map(work, each))
+    futures: list[Future[Outcome]] = [Future() for _ in each]
+    left = deque(zip(each, futures, strict=True))
+
+    def take_and_work() -> None:
+        with suppress(IndexError):  # nothing is left
+            while True:
+                one, future = left.popleft()
+                try:
+                    future.set_result(work(one))
+                except BaseException as error:  # noqa: BLE001 it is raised where the result is taken
+                    future.set_exception(error)
+
+    # Daemons, unlike those of an executor: Ctrl-C does not wait for a broker that does not answer.
+    for _ in range(min(THREADS_MAX, len(each))):
+        threading.Thread(target=take_and_work, daemon=True).start()
+    return [future.result() for future in futures]
+
+
 def together(work: Callable[[One], Outcome], each: Sequence[One]) -> list[Outcome | KiteQError]:
-    """Call `work` for each one in threads; return in order what came of it."""
+    """Call `work` as `in_threads` does; return in order what came of it, an error of kiteq too."""
 
     def tried(one: One) -> Outcome | KiteQError:
         try:
@@ -53,24 +75,7 @@ def together(work: Callable[[One], Outcome], each: Sequence[One]) -> list[Outcom
         except KiteQError as error:
             return error
 
-    if len(each) < 2:
-        return [tried(one) for one in each]
-    futures: list[Future[Outcome | KiteQError]] = [Future() for _ in each]
-    left = deque(zip(each, futures, strict=True))
-
-    def take_and_try() -> None:
-        with suppress(IndexError):  # nothing is left
-            while True:
-                one, future = left.popleft()
-                try:
-                    future.set_result(tried(one))
-                except BaseException as error:  # noqa: BLE001 it is raised where the result is taken
-                    future.set_exception(error)
-
-    # Daemons, unlike those of an executor: Ctrl-C does not wait for a broker that does not answer.
-    for _ in range(min(THREADS_MAX, len(each))):
-        threading.Thread(target=take_and_try, daemon=True).start()
-    return [future.result() for future in futures]
+    return in_threads(tried, each)
 
 
 class Cluster:

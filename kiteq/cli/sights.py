@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from kiteq.cli.cluster import state_of_error
+from kiteq.cli.cluster import in_threads, state_of_error
 from kiteq.cli.finding import open_source
 from kiteq.cli.session import AdminSession
 from kiteq.errors import KiteQError, NotConnected, Refused
@@ -19,8 +18,6 @@ __all__ = ["Sight", "Watch"]
 
 ANSWER_SECONDS_MAX: Final = 2.0
 """A broker that hangs delays the page by this, and by this again while it is connected to."""
-THREADS_MAX: Final = 32
-"""Brokers asked at once."""
 FORGET_SECONDS: Final = 600.0
 """A broker that is announced no longer and not reached is shown for this long."""
 
@@ -99,8 +96,6 @@ class Watch:
     def __enter__(self) -> Self:
         with ExitStack() as life:
             self._source = life.enter_context(open_source(self._named))
-            self._threads = ThreadPoolExecutor(THREADS_MAX)
-            life.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             life.callback(self._close)
             self._life = life.pop_all()
         return self
@@ -120,7 +115,7 @@ class Watch:
         known = self._take(announced)
         sights: dict[str, Sight] = {}
         while new := [one for one in known.values() if one.address not in sights]:
-            sights |= {sight.address: sight for sight in self._threads.map(_Watched.look, new)}
+            sights |= {sight.address: sight for sight in in_threads(_Watched.look, new)}
             # The others of a set of workers are known from those that are reached.
             known = self._take([*announced, *(address for one in known.values() for address in one.neighbours)])
         return list(_each_once(known, sights))
