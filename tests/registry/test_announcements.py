@@ -72,6 +72,14 @@ async def test_1000_topics_are_announced_and_withdrawn(url: str, hand: Any) -> N
         assert not registry.state.degraded
 
 
+async def test_what_is_announced_anew_replaces_what_was_said_before(url: str, hand: Any) -> None:
+    async with opened(url) as registry:
+        await registry.announce(ADDRESS, SERVER, ["trade"])
+        changed = replace(SERVER, partitions=(1, 2))
+        await registry.announce(ADDRESS, changed, ["trade"])
+        assert there(hand) == changed
+
+
 async def test_publishers_are_announced_beside_servers(url: str, hand: Any) -> None:
     async with opened(url) as registry:
         await registry.announce(ADDRESS, SERVER, ["trade"])
