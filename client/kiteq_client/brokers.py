@@ -257,10 +257,10 @@ class Brokers:
         """Whether somebody waits for the broker at this address."""
         if self._transactions.unplaced or (dialler.broker is not None and dialler.broker.is_open):
             return True
-        lanes = self._shared.outgoing.lanes.items()
+        lanes = self._shared.outgoing.lanes.values()
         return any(
-            lane.count and dialler.member.serves_topic(topic) and not spread.serving(self.all, (topic,))
-            for topic, lane in lanes
+            lane.count and dialler.member.serves_topic(lane.topic) and not spread.serving(self.all, (lane.topic,))
+            for lane in lanes
         )
 
     # --- which are connected -------------------------------------------------------------------
@@ -332,7 +332,7 @@ class Brokers:
     # --- which one takes what ------------------------------------------------------------------
     def _take(self, broker: Broker, body_bytes_max: int) -> Frame | None:
         outgoing = self._shared.outgoing
-        if len(self.all) == 1 and not self.members.has_topics:
+        if len(self.all) == 1 and not self.members.has_topics and not outgoing.has_givers:
             return outgoing.take(body_bytes_max)
         frame = spread.take(broker, self.all, outgoing, body_bytes_max)
         if frame is not None:
