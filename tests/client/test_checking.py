@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 
 from kiteq.remoting.packets import (
     DECISION_RUNNING,
@@ -20,31 +19,10 @@ from kiteq.remoting.packets import (
     Packet,
     Refusal,
 )
-from kiteq_client import Checker, Client, Decision, Handlers, Message, Outcome, Received
+from kiteq_client import Checker, Client, Decision, Handlers, Outcome, Received
 from tests.client.ledger import Ledger, transact, until, warnings
+from tests.client.parts import OwnError, answering, is_decide, message
 from tests.client.peer import Connection, both_loops, peer
-
-
-class OwnError(Exception):
-    pass
-
-
-def message(body: bytes = b"x") -> Message:
-    return Message("trade", "pay", body)
-
-
-def is_decide(packet: Packet) -> bool:
-    return isinstance(packet, Decide)
-
-
-def answering(*answers: Decision) -> Callable[[Received], Awaitable[Decision]]:
-    left = list(answers)
-
-    async def check(_received: Received) -> Decision:
-        await checkpoint()
-        return left.pop(0)
-
-    return check
 
 
 @both_loops

@@ -10,26 +10,14 @@ from kiteq_client import (
     Client,
     ClientClosed,
     DecisionPending,
-    Message,
     Outcome,
     Refused,
     TransactionConflict,
     UnknownTransaction,
 )
 from tests.client.ledger import Ledger, hurried, transact, until, warnings
+from tests.client.parts import OwnError, is_decide, message
 from tests.client.peer import Connection, both_loops, peer
-
-
-class OwnError(Exception):
-    pass
-
-
-def message() -> Message:
-    return Message("trade", "pay", b"x")
-
-
-def is_decide(packet: Packet) -> bool:
-    return isinstance(packet, Decide)
 
 
 @both_loops

@@ -6,13 +6,12 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kiteq.remoting.packets import DECISION_ROLLBACK, Decide, Packet
+from kiteq.remoting.packets import DECISION_ROLLBACK
 from kiteq_client import (
     Client,
     ClientClosed,
     Decision,
     DecisionPending,
-    Message,
     NotConnected,
     Outcome,
     Prepared,
@@ -22,19 +21,8 @@ from kiteq_client import (
     UnknownTransaction,
 )
 from tests.client.ledger import Ledger, everything, hurried, until, warnings
+from tests.client.parts import OwnError, is_decide, message
 from tests.client.peer import both_loops, peer
-
-
-class OwnError(Exception):
-    pass
-
-
-def message() -> Message:
-    return Message("trade", "pay", b"x")
-
-
-def is_decide(packet: Packet) -> bool:
-    return isinstance(packet, Decide)
 
 
 @both_loops

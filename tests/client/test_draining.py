@@ -20,13 +20,10 @@ from kiteq.remoting.packets import (
     Refusal,
     Settled,
 )
-from kiteq_client import Client, Message, NotConnected, Receipt, Received
+from kiteq_client import Client, NotConnected, Receipt, Received
 from tests.client.ledger import Ledger, until, warnings
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer, well
-
-
-def message(body: bytes = b"x", topic: str = "trade") -> Message:
-    return Message(topic, "pay", body)
 
 
 def is_publish(packet: Packet) -> bool:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 
 from kiteq.remoting.packets import (
     DECISION_COMMIT,
     DECISION_ROLLBACK,
     Decide,
 )
-from kiteq_client import Client, Decision, Message, Outcome, Received
+from kiteq_client import Client, Decision, Outcome, Received
 from tests.client.ledger import Ledger, hurried, until, warnings
+from tests.client.parts import OwnError, answering, message
 from tests.client.peer import both_loops, peer
-
-
-class OwnError(Exception):
-    pass
-
-
-def message(body: bytes = b"x") -> Message:
-    return Message("trade", "pay", body)
-
-
-def answering(*answers: Decision) -> Callable[[Received], Awaitable[Decision]]:
-    left = list(answers)
-
-    async def check(_received: Received) -> Decision:
-        await checkpoint()
-        return left.pop(0)
-
-    return check
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])

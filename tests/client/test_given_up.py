@@ -6,13 +6,10 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from kiteq.remoting.packets import Brokers, Goodbye, Packet, Publish
-from kiteq_client import Client, Message
+from kiteq_client import Client
 from tests.client.ledger import Ledger, until
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer
-
-
-def message() -> Message:
-    return Message("trade", "pay", b"x")
 
 
 def is_publish(packet: Packet) -> bool:

@@ -20,11 +20,8 @@ from kiteq.remoting.packets import (
     Welcome,
 )
 from kiteq_client import Client, ClientClosed, Message, NotConnected, Received, Refused, SendTimeout, direct, fanout
+from tests.client.parts import OwnError
 from tests.client.peer import LIMITS, Connection, both_loops, peer, well
-
-
-class OwnError(Exception):
-    pass
 
 
 @both_loops

@@ -15,11 +15,8 @@ from kiteq_client import (
 )
 from kiteq_client.outgoing import FRAME_BYTES
 from tests.client.ledger import Ledger, everything, until
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer
-
-
-def message(body: bytes = b"x", topic: str = "trade") -> Message:
-    return Message(topic, "pay", body)
 
 
 @both_loops

@@ -20,11 +20,8 @@ from kiteq_client import (
     TransactionConflict,
 )
 from tests.client.ledger import Ledger, hurried, until, warnings
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer
-
-
-def message(body: bytes = b"x", topic: str = "trade") -> Message:
-    return Message(topic, "pay", body)
 
 
 def is_prepare(packet: Packet) -> bool:

@@ -13,7 +13,6 @@ from kiteq_client import (
     AuthenticationError,
     Client,
     ClientClosed,
-    Message,
     MessageTooLarge,
     NotConnected,
     PartlySent,
@@ -22,11 +21,8 @@ from kiteq_client import (
     SendTimeout,
     direct,
 )
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer, well
-
-
-def message(body: bytes = b"x") -> Message:
-    return Message("trade", "pay", body)
 
 
 @both_loops

@@ -9,14 +9,11 @@ import pytest
 
 from kiteq.message import decode
 from kiteq.remoting.packets import Brokers, Decide, Goodbye, Hello, Packet, Prepare, Publish, Refusal
-from kiteq_client import Client, Message, NotConnected, PartlySent, Refused, SendTimeout, direct
+from kiteq_client import Client, NotConnected, PartlySent, Refused, SendTimeout, direct
 from kiteq_client.registry import Address, parse_registry
 from tests.client.ledger import Ledger, hurried, until, warnings
+from tests.client.parts import message
 from tests.client.peer import Connection, both_loops, peer
-
-
-def message(body: bytes = b"x", topic: str = "trade") -> Message:
-    return Message(topic, "pay", body)
 
 
 def is_publish(packet: Packet) -> bool:

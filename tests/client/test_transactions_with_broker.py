@@ -26,11 +26,8 @@ from kiteq_client import (
     direct,
     fanout,
 )
+from tests.client.parts import OwnError
 from tests.support.broker import DISK_FREE_MIN, BrokerProcess, free_port
-
-
-class OwnError(Exception):
-    pass
 
 
 @asynccontextmanager
