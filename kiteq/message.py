@@ -144,8 +144,8 @@ class Message:
     """
 
     __slots__ = (
-        "_encoded", "body", "delay", "deliver_at", "deliver_limit", "fly", "id", "key", "message_type", "properties",
-        "text_sent", "topic", "ttl",
+        "_encoded", "body", "delay", "deliver_at", "deliver_limit", "fly", "given_to", "id", "key", "message_type",
+        "properties", "text_sent", "topic", "ttl",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +181,7 @@ class Message:
         self.key = key
         self.fly = fly
         self._encoded: bytes | None = None
+        self.given_to = ""  # the broker that a client sent it to
         if delay is not None and deliver_at is not None:
             raise ValueError("give delay or deliver_at, not both")
         if fly and (delay is not None or deliver_at is not None or key is not None):
@@ -387,6 +388,7 @@ def decode(blob: bytes, group: str, attempt: int) -> Received:
         received.properties, received.key = _NO_PROPERTIES, None
         received.delay = received.deliver_at = None
     received._encoded = None  # noqa: SLF001 a copy sent on is encoded anew
+    received.given_to = ""
     received.group = group
     received.created_at = _TIME.unpack_from(blob, 20)[0] / 1000
     received.attempt = attempt

@@ -258,10 +258,10 @@ class Brokers:
         """Whether somebody waits for the broker at this address."""
         if self._transactions.unplaced or (dialler.broker is not None and dialler.broker.is_open):
             return True
-        lanes = self._shared.outgoing.lanes.items()
+        lanes = self._shared.outgoing.lanes.values()
         return any(
-            lane.count and dialler.member.serves_topic(topic) and not serving(self.all, (topic,))
-            for topic, lane in lanes
+            lane.count and dialler.member.serves_topic(lane.topic) and not serving(self.all, (lane.topic,))
+            for lane in lanes
         )
 
     # --- which are connected -------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Theory of operation. One `Submission` stands for one call of `send` or `send_many`; nothing is made per
 message but its encoding and its receipt. `Outgoing` is the queue and the window of the whole client, with
 one lane for all messages, or one for each topic where brokers serve different ones; whichever connection
-can write takes the next `Frame` from it. What a connection has sent stays in its `Unanswered`.
+can write takes the next `Frame` from it. What a connection has sent stays in its `Unanswered`. A message that
+is sent a second time has a lane for the broker that was given it first: only that one knows it again.
 """
 
 from __future__ import annotations
@@ -124,17 +125,28 @@ class Frame:
         self.sent_at = 0.0
         self.resent = self.given_up = False
 
+    def given_to(self, broker: str) -> None:
+        """Note in its messages which broker takes them."""
+        for piece, start, stop in self.parts:
+            for message in piece.messages[start:stop]:
+                message.given_to = broker
+
     def is_wanted(self) -> bool:
         """Whether anybody waits for its answer."""
         return any(not piece.submission.closed for piece, _, _ in self.parts)
 
 
 class Lane:
-    """Pieces that wait, and how many messages they have."""
+    """Pieces that wait, and how many messages they have; of one topic, or of every one.
 
-    __slots__ = ("count", "pieces")
+    broker: who takes them before others, because it was given them before; "" if it does not matter.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("broker", "count", "pieces", "topic")
+
+    def __init__(self, topic: str, broker: str) -> None:
+        self.topic = topic
+        self.broker = broker
         self.pieces: deque[Piece] = deque()
         self.count = 0
 
@@ -143,7 +155,8 @@ class Outgoing:
     """What waits to be sent, and the window: how much may be unanswered at a time.
 
     ready: called when there may be something to take. topics: called with the topics of each submission;
-    None for a client whose brokers all serve every topic.
+    None for a client whose brokers all serve every topic. has_givers: there is more than one broker, so messages
+    note who was given them.
     """
 
     def __init__(
@@ -153,6 +166,7 @@ class Outgoing:
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.lanes: dict[str, Lane] = {}
+        self.has_givers = False
         self._turn = 0
         self._ready = ready
         self._topics = topics
@@ -172,18 +186,22 @@ class Outgoing:
         """Queue the messages of a call."""
         messages = submission.messages
         submission.number = self.next_turn()
-        if self._topics is None:
-            self._queue(EVERY_TOPIC, Piece(submission, messages, None))
+        if self._topics is None and not self.has_givers:
+            self._queue(EVERY_TOPIC, "", Piece(submission, messages, None))
+            self._ready()
+            return
+        by_topic = self._topics is not None
+        topics = {message.topic for message in messages} if by_topic else {EVERY_TOPIC}
+        if len(topics) == 1 and not any(message.given_to for message in messages):
+            self._queue(messages[0].topic if by_topic else EVERY_TOPIC, "", Piece(submission, messages, None))
         else:
-            topics = {message.topic for message in messages}
-            if len(topics) == 1:
-                self._queue(messages[0].topic, Piece(submission, messages, None))
-            else:
-                places: dict[str, list[int]] = {topic: [] for topic in topics}
-                for index, message in enumerate(messages):
-                    places[message.topic].append(index)
-                for topic, indexes in places.items():
-                    self._queue(topic, Piece(submission, [messages[index] for index in indexes], indexes))
+            places: dict[tuple[str, str], list[int]] = {}
+            for index, message in enumerate(messages):
+                way = message.topic if by_topic else EVERY_TOPIC, message.given_to
+                places.setdefault(way, []).append(index)
+            for (topic, broker), indexes in places.items():
+                self._queue(topic, broker, Piece(submission, [messages[index] for index in indexes], indexes))
+        if self._topics is not None:
             self._topics(topics)
         self._ready()
 
@@ -194,13 +212,14 @@ class Outgoing:
             if not submission.closed:
                 places = piece.indexes()[start:stop]
                 again = Piece(submission, piece.messages[start:stop], places)
-                self._queue(EVERY_TOPIC if self._topics is None else again.messages[0].topic, again)
+                self._queue(EVERY_TOPIC if self._topics is None else again.messages[0].topic, "", again)
         self._ready()
 
-    def _queue(self, topic: str, piece: Piece) -> None:
-        lane = self.lanes.get(topic)
+    def _queue(self, topic: str, broker: str, piece: Piece) -> None:
+        name = f"{topic} {broker}" if broker else topic  # no topic has a space
+        lane = self.lanes.get(name)
         if lane is None:
-            lane = self.lanes[topic] = Lane()
+            lane = self.lanes[name] = Lane(topic, broker)
         turn, waiting = piece.turn, lane.pieces
         if not waiting or waiting[-1].turn < turn:
             waiting.append(piece)

@@ -3,7 +3,8 @@
 Theory of operation. The one with the fewest unanswered messages does, up to where all would have as many.
 None has more than its share of the client's window: a broker that stands still keeps that, and the others
 go on. One that has not answered for long gets nothing new while another can, nor one that has just refused
-something for a while: it answers fast, so it would get nearly all.
+something for a while: it answers fast, so it would get nearly all. What is sent again goes where it was sent
+before, as only that broker knows it again, unless that one is gone or such a one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Spread:
 
     def take(self, broker: Broker, body_bytes_max: int) -> Frame | None:
         """Return the next frame for a broker, None if it should not or cannot have one."""
-        if len(self._brokers) == 1 and not self._by_topic:
+        if len(self._brokers) == 1 and not self._by_topic and not self._outgoing.has_givers:
             return self._outgoing.take(body_bytes_max)
         frame = _take(broker, self._brokers, self._outgoing, body_bytes_max)
         if frame is not None:
@@ -72,15 +73,17 @@ class Spread:
 def _take(broker: Broker, brokers: Sequence[Broker], outgoing: Outgoing, body_bytes_max: int) -> Frame | None:
     """Return the next frame for one of several brokers, None if it should not or cannot have one."""
     share = _Share(brokers, outgoing)
-    for topic, lane in list(outgoing.lanes.items()):
+    for name, lane in list(outgoing.lanes.items()):
         if not lane.count:
-            del outgoing.lanes[topic]
-        elif (most := _allowance(broker, _takers(brokers, topic, share), outgoing, lane)) > 0:
+            del outgoing.lanes[name]
+        elif (most := _allowance(broker, _takers(brokers, lane, share), outgoing, lane)) > 0:
             most_bytes = share.size - broker.unanswered.size
-            frame = outgoing.take(body_bytes_max, topic, min(most, share.count - broker.load), most_bytes)
+            frame = outgoing.take(body_bytes_max, name, min(most, share.count - broker.load), most_bytes)
             if frame is not None:
                 # Topics take turns.
-                outgoing.lanes[topic] = outgoing.lanes.pop(topic)
+                outgoing.lanes[name] = outgoing.lanes.pop(name)
+                outgoing.has_givers = True
+                frame.given_to(broker.name)
                 broker.turn = outgoing.next_turn()
                 return frame
     return None
@@ -90,8 +93,8 @@ def _next_taker(brokers: Sequence[Broker], outgoing: Outgoing, but: Container[Br
     """Return who should take now what waits, None if nothing waits or nobody can."""
     if outgoing.has_room:
         share = _Share(brokers, outgoing)
-        for topic, lane in outgoing.lanes.items():
-            if lane.count and (takers := _takers(brokers, topic, share)) and (least := _least(takers)) not in but:
+        for lane in outgoing.lanes.values():
+            if lane.count and (takers := _takers(brokers, lane, share)) and (least := _least(takers)) not in but:
                 return least
     return None
 
@@ -129,9 +132,11 @@ def _least(brokers: Sequence[Broker]) -> Broker:
     return min(brokers, key=lambda broker: (broker.load, broker.turn))
 
 
-def _takers(brokers: Sequence[Broker], topic: str, share: _Share) -> list[Broker]:
+def _takers(brokers: Sequence[Broker], lane: Lane, share: _Share) -> list[Broker]:
     """Return those that can take messages of a lane at once; who is writing asks by itself when it is done."""
-    able = _answering([one for one in brokers if one.takes_messages and one.serves_topic(topic)])
+    able = _answering([one for one in brokers if one.takes_messages and one.serves_topic(lane.topic)])
+    if lane.broker:
+        able = [one for one in able if one.name == lane.broker] or able
     return [one for one in able if not one.is_writing and one.load < share.count and one.unanswered.size < share.size]
 
 

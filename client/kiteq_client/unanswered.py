@@ -125,6 +125,8 @@ class Unanswered:
                 "send this message again, at worst it comes twice"
             )
         self._release(frame)
+        if isinstance(error, Refused):
+            frame.given_to("")
         for piece, start, stop in frame.parts:
             piece.fill(start, [error] * (stop - start))
         return True
@@ -157,4 +159,5 @@ def _exceptional(item: list[object], message: Message, broker: str, *, durable: 
     _, code, reason, temporary = item[:4]
     if code in (RECEIPT_DUPLICATE, RECEIPT_DELAYED):
         return Receipt(message.id, broker, None, duplicate=code == RECEIPT_DUPLICATE, durable=durable)
+    message.given_to = ""  # it is not there: whoever can may take it next time
     return refusal(str(code), str(reason), bool(temporary))
