@@ -45,7 +45,7 @@ class Broker:
         self.turn = 0
         self.refused_at = float("-inf")
         self.unanswered = Unanswered(shared.outgoing, timeout)
-        self.preparing = Preparing(shared.outgoing, transactions.answered_late, transactions.place)
+        self.preparing = Preparing(shared.outgoing, transactions.answered_late, transactions.placing.place)
         self.deciding = Deciding(self.wake, transactions.settled, timeout)
         self._transactions = transactions
         self._take = take

@@ -256,7 +256,7 @@ class Brokers:
 
     def is_missed(self, dialler: Dialler) -> bool:
         """Whether somebody waits for the broker at this address."""
-        if self._transactions.unplaced or (dialler.broker is not None and dialler.broker.is_open):
+        if self._transactions.placing.unplaced or (dialler.broker is not None and dialler.broker.is_open):
             return True
         lanes = self._shared.outgoing.lanes.values()
         return any(

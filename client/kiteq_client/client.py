@@ -374,7 +374,7 @@ class Client:
 
     def _connected(self, session: Session) -> None:
         self._consumer.connected(session)
-        self._transactions.connected()
+        self._transactions.placing.place_waiting()
 
     async def _watch(self) -> None:
         """The watchdog of all timeouts: a cancel scope for each call and message would cost far more."""

@@ -8,7 +8,6 @@ for an event that the answer sets, or the client's watchdog; there is no timer p
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
@@ -17,10 +16,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from kiteq.errors import (
-    ClientClosed,
     Refused,
     RemoteProtocolError,
-    SendTimeout,
     TransactionConflict,
     UnknownTransaction,
 )
@@ -29,10 +26,10 @@ from kiteq.remoting.packets import Ask
 from kiteq_client.checking import Check, Checking
 from kiteq_client.deciding import Verdict
 from kiteq_client.decision import Decision
-from kiteq_client.half import Half, not_begun, repeated, split
+from kiteq_client.half import Half, split
 from kiteq_client.outgoing import Outgoing
+from kiteq_client.placing import Placing
 from kiteq_client.preparing import BEGIN, Preparation
-from kiteq_client.spread import is_behind, least_loaded
 from kiteq_client.statistics import Counters
 
 if TYPE_CHECKING:
@@ -52,7 +49,6 @@ class Transactions:
     """Brings messages and decisions to the brokers, and answers what these ask.
 
     brokers: of the client. topics: that it named. check: raises when the client cannot be used.
-    `unplaced` half messages wait for a broker that takes them.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class Transactions:
         self.timeout = timeout
         self.check = check
         self.brokers = brokers
-        self._outgoing = outgoing
+        self.placing = Placing(brokers, outgoing, watched)
         self.counters = counters
         self._handler_timeout = handler_timeout
         self._topics = set(topics)
@@ -80,15 +76,15 @@ class Transactions:
         self._watched = watched
         self._halves: dict[bytes, Half] = {}
         self._abandoned: dict[bytes, Half] = {}
-        self.unplaced: deque[Preparation] = deque()
-        self._preparing: dict[Preparation, None] = {}
         self._deciding: dict[Verdict, None] = {}
         self._asking: dict[anyio.Event, float] = {}
 
     @property
     def is_waiting(self) -> bool:
         """Whether anybody waits, a decision is not answered, or the checker is not told of one."""
-        return bool(self._preparing or self._deciding or self._asking or self.pending or self.checking.is_telling)
+        return bool(
+            self.placing.is_waiting or self._deciding or self._asking or self.pending or self.checking.is_telling
+        )
 
     @property
     def pending(self) -> int:
@@ -123,8 +119,8 @@ class Transactions:
         )  # fmt: skip
         self._halves[key] = half
         try:
-            self.place(first)
-            await self._wait(first)
+            self.placing.place(first)
+            await self.placing.wait(first)
             half.broker = first.broker
             half.name = half.place.name
             half.token = key + first.handle.to_bytes(8, "big")
@@ -150,46 +146,8 @@ class Transactions:
 
     async def _enlist(self, half: Half, blobs: list[bytes], body_bytes: int) -> None:
         addition = Preparation(half.id, half.token, blobs, body_bytes, deadline=monotonic() + self.timeout)
-        self._give(addition, half.place)
-        await self._wait(addition)
-
-    async def _wait(self, preparation: Preparation) -> None:
-        done = anyio.Event()
-        preparation.finish = done.set
-        if preparation.ended:
-            done.set()
-        self._preparing[preparation] = None
-        self._watched()
-        try:
-            await done.wait()
-        finally:
-            del self._preparing[preparation]
-            if not preparation.ended:
-                self._withdraw(preparation)
-        if (error := preparation.error) is not None:
-            raise repeated(preparation, error) if preparation.resent and type(error) is Refused else error
-
-    def _withdraw(self, preparation: Preparation) -> None:
-        """Nobody waits for it any more: what was not taken will not be."""
-        preparation.ended = True
-        if not preparation.sent:
-            self._outgoing.want_no_more()
-
-    def place(self, preparation: Preparation) -> None:
-        """Give it to the broker with the least to answer that serves its topics, or keep it until there is one."""
-        broker = least_loaded(self.brokers.all, preparation.topics)
-        if broker is not None:
-            self._give(preparation, broker)
-        elif (refused := self.brokers.refuse_together(preparation.topics)) is not None:
-            preparation.give_up(refused)
-        else:
-            self.unplaced.append(preparation)
-
-    def _give(self, preparation: Preparation, broker: Broker) -> None:
-        preparation.broker = broker
-        broker.turn = self._outgoing.next_turn()
-        broker.preparing.waiting.append(preparation)
-        broker.wake()
+        self.placing.give(addition, half.place)
+        await self.placing.wait(addition)
 
     def _abandon(self, half: Half, first: Preparation) -> None:
         """Nothing may come of a transaction that its caller could not begin, so roll it back."""
@@ -335,23 +293,9 @@ class Transactions:
         return answers[0] if answers else Decision.UNKNOWN
 
     # --- the lifetime --------------------------------------------------------------------------
-    def connected(self) -> None:
-        """Place what waited for a broker."""
-        unplaced, self.unplaced = self.unplaced, deque()
-        for preparation in unplaced:
-            if not preparation.ended:
-                self.place(preparation)
-
     def watch(self, now: float, not_connected: Callable[[Iterable[str]], Exception | None]) -> None:
         """End calls whose time is over; move on what waits for a broker that is gone."""
-        for preparation in [one for one in self._preparing if one.deadline <= now]:
-            waited = f"no answer within {self.timeout:g} s"
-            self._end(
-                preparation,
-                not_begun(preparation, waited),
-                not_connected(preparation.topics)
-                or SendTimeout(f"{waited}: the brokers are behind, and nothing was sent"),
-            )
+        self.placing.watch(now, f"no answer within {self.timeout:g} s", not_connected)
         for verdict in [one for one in self._deciding if one.deadline <= now]:
             if verdict.finish is not None:
                 verdict.finish()
@@ -359,29 +303,10 @@ class Transactions:
             done.set()
         for broker in self.brokers.all:
             broker.deciding.retry(now)
-            if broker.session is None:
-                broker.preparing.forget_given_up()
-            if broker.preparing.waiting and is_behind(broker):
-                self._move_from(broker)
-        if self.unplaced:
-            self.connected()
-
-    def _move_from(self, broker: Broker) -> None:
-        """Let what a broker never got go to another; what is added to its transactions cannot."""
-        waiting = list(broker.preparing.waiting)
-        broker.preparing.waiting.clear()
-        for preparation in waiting:
-            if preparation.token and not preparation.ended:
-                broker.preparing.waiting.append(preparation)
-            elif not preparation.ended:
-                self.place(preparation)
-        self._outgoing.want_no_more()
 
     def end_all(self, error: Exception | None = None) -> None:
         """End every call: the client has failed with `error`, or was left."""
-        for preparation in list(self._preparing):
-            unsent = ClientClosed("the client was left before the half message was sent")
-            self._end(preparation, error or not_begun(preparation, "the client was left"), error or unsent)
+        self.placing.end_all(error)
         for verdict in list(self._deciding):
             if verdict.finish is not None:
                 verdict.finish()
@@ -392,9 +317,3 @@ class Transactions:
             logger.warning(
                 "%d decisions were not answered when the client was left; the broker will ask for them", self.pending
             )
-
-    def _end(self, preparation: Preparation, sent: Exception, unsent: Exception) -> None:
-        was_sent = preparation.sent
-        preparation.give_up(sent if was_sent else unsent)
-        if not was_sent:
-            self._outgoing.want_no_more()

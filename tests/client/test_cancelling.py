@@ -46,7 +46,7 @@ class Progress:
 
 async def nothing_is_left(client: Client, unanswered: int = 0) -> None:
     transactions = client._transactions
-    assert not transactions._preparing
+    assert not transactions.placing.is_waiting
     assert not transactions._deciding
     assert not transactions._asking
     await until(lambda: not transactions._halves and not transactions._abandoned and not transactions.pending)

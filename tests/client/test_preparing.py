@@ -287,7 +287,7 @@ async def test_what_was_never_sent_is_not_rolled_back() -> None:
         assert not client._transactions._halves
         assert client._transactions.pending == 0
         await anyio.sleep(0.02)
-        assert not client._transactions.unplaced
+        assert not client._transactions.placing.unplaced
 
 
 @both_loops

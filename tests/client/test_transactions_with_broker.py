@@ -244,7 +244,7 @@ async def test_a_restart_of_the_broker_inside_the_block_is_a_pause(tmp_path: Pat
             nursery.start_soon(tx.add, Message("trade", "pay", b"2"))
             await trio.sleep(0.02)
             async with served(tmp_path, address):
-                while tx._transactions._preparing:  # noqa: ASYNC110 the addition runs in another task
+                while tx._transactions.placing.is_waiting:  # noqa: ASYNC110 the addition runs in another task
                     await trio.sleep(0.002)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tx.__aexit__, None, None, None)
