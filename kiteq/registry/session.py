@@ -131,7 +131,7 @@ class ZooKeeperSession:
         else:
             if self._down_since is None:
                 self._down_since = time.monotonic()
-            if self._client.client_state == KeeperState.AUTH_FAILED:
+            if client.client_state == KeeperState.AUTH_FAILED:
                 self._logins_refused += 1
         self.ring()
 

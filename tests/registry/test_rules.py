@@ -336,6 +336,26 @@ async def test_a_broker_is_announced_only_when_the_bindings_of_the_registry_are_
         assert bound(broker) == {"a"}
 
 
+async def test_a_broker_that_drains_before_it_was_announced_is_not_announced_any_more(tmp_path: Path) -> None:
+    shelf = Shelf()
+    shelf.away = True
+    async with joined(tmp_path, shelf) as broker:
+        consumer = await connect(broker, "g", direct("t", "a"))
+        await consumer.credit(1)
+        await consumer.publish(numbered(1))
+        await consumer.take(1)  # holds the drain up
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broker.drain)
+            await until(lambda: broker.core.draining)
+            shelf.come_back()
+            shelf.tell()
+            registration = broker.core.registration
+            await until(lambda: registration is not None and registration.applied.is_set())
+            await trio.testing.wait_all_tasks_blocked()
+            assert shelf.announced == []
+            await consumer.goodbye()
+
+
 async def test_who_publishes_during_an_outage_does_not_make_the_broker_one_that_is_not_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
