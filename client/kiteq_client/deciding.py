@@ -99,7 +99,9 @@ class Deciding:
 
     def is_late(self, before: float) -> bool:
         """Whether the oldest packet was sent before that time."""
-        return next((frame.sent_at < before for frame in self._frames.values()), False)
+        for frame in self._frames.values():
+            return frame.sent_at < before
+        return False
 
     def submit(self, verdict: Verdict) -> None:
         """Send a decision until it is answered."""

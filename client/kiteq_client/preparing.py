@@ -134,7 +134,9 @@ class Preparing:
 
     def is_late(self, before: float) -> bool:
         """Whether the oldest packet was sent before that time."""
-        return next((frame.sent_at < before for frame in self._frames.values()), False)
+        for frame in self._frames.values():
+            return frame.sent_at < before
+        return False
 
     def take(self, next_request: Callable[[], int], body_bytes_max: int) -> list[Prepare | Enlist]:
         """Return packets with all that waits and that the window has room for."""
