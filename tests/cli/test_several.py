@@ -89,6 +89,14 @@ def test_with_one_broker_nothing_names_it(broker: BrokerProcess) -> None:
         assert "broker" not in row
 
 
+def test_one_broker_that_is_named_by_two_addresses_is_asked_once(broker: BrokerProcess) -> None:
+    both_names = f"kiteq://{broker.address},localhost:{broker.port}"
+    done = kiteq(broker.folder, "broker", "list", "--json", KITEQ_BROKER=both_names)
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads(done.stdout)
+    assert row["address"] == broker.address
+
+
 def test_a_broker_that_is_not_reached_is_told_and_the_rest_shown(pair: Pair) -> None:
     bind(pair, "pay")
     pair[0].kill()
