@@ -1,4 +1,4 @@
-"""Looking at a broker again and again, against one that a script answers for."""
+"""Asking a broker again and again, against one that a script answers for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from kiteq import limits
 from kiteq.cli import sights
+from kiteq.cli.session import AdminSession
 from kiteq.cli.sights import Watch
 from kiteq.remoting.codec import Decoder, encode_packet
 from kiteq.remoting.packets import Admin, AdminReply, Hello, Welcome
@@ -83,3 +85,11 @@ def test_a_broker_that_is_named_no_longer_and_not_reached_is_forgotten_after_a_w
         assert set(watch._take([])) == {address}
         monkeypatch.setattr(sights, "FORGET_SECONDS", -1.0)
         assert watch._take([]) == {}
+
+
+def test_a_connection_that_was_silent_for_long_is_made_anew() -> None:
+    with hanging() as (address, broker), AdminSession(address, answer_seconds=2.0) as session:
+        assert session.ask("stat") == {"asked": "stat"}
+        session._used_at -= limits.HEARTBEAT_SECONDS
+        assert session.ask("overview") == {"asked": "overview"}
+        assert broker.connections == 2
