@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
+import typer
 
+from kiteq.cli.cluster import Cluster
 from kiteq.message import Received
 from kiteq_client import Client, Reject, direct
 from kiteq_client import Message as ClientMessage
@@ -89,6 +91,14 @@ def test_with_one_broker_nothing_names_it(broker: BrokerProcess) -> None:
         assert "broker" not in row
 
 
+def test_one_broker_that_is_named_by_two_addresses_is_asked_once(broker: BrokerProcess) -> None:
+    both_names = f"kiteq://{broker.address},localhost:{broker.port}"
+    done = kiteq(broker.folder, "broker", "list", "--json", KITEQ_BROKER=both_names)
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads(done.stdout)
+    assert row["address"] == broker.address
+
+
 def test_a_broker_that_is_not_reached_is_told_and_the_rest_shown(pair: Pair) -> None:
     bind(pair, "pay")
     pair[0].kill()
@@ -102,6 +112,16 @@ def test_a_broker_that_is_not_reached_is_told_and_the_rest_shown(pair: Pair) -> 
     pair[1].kill()
     done = kiteq(pair[0].folder, "group", "list", KITEQ_BROKER=both(pair))
     assert (done.returncode, done.stdout, done.stderr.count("no broker answers at")) == (1, "", 2)
+
+
+def test_a_broker_that_dies_before_it_has_answered_is_told_and_the_others_answer(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, Cluster(both(pair)) as brokers:
+        pair[1].kill()
+        assert [told.broker for told in brokers.ask("stat")] == [pair[0].address]
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(f"kiteq: the connection to {pair[1].address} broke: ")
 
 
 def test_changes_of_a_group_are_made_at_every_broker(pair: Pair) -> None:
