@@ -126,7 +126,7 @@ class Cluster:
             raise typer.Exit(STATUS_FAILED)
 
     def _reach(self, addresses: list[str], life: ExitStack) -> None:
-        """Connect to these brokers and to the sets they belong to, to each once."""
+        """Connect to these brokers and to the sets they belong to, to each once; a registry has all of a set."""
         known = dict.fromkeys(addresses)
         reached: dict[str, str] = {}
         while addresses:
@@ -143,6 +143,8 @@ class Cluster:
                         self._copies.append((session.address, twin, session.broker_id))
                     continue
                 self._sessions.append(session)
+                if self.announced:
+                    continue
                 addresses += [one for one in session.neighbours if one not in known]
                 known |= dict.fromkeys(session.neighbours)
             addresses = list(dict.fromkeys(addresses))

@@ -116,7 +116,9 @@ class Watch:
         sights: dict[str, Sight] = {}
         while new := [one for one in known.values() if one.address not in sights]:
             sights |= {sight.address: sight for sight in in_threads(_Watched.look, new)}
-            # The others of a set of workers are known from those that are reached.
+            if any(announced.values()):
+                break
+            # The others of a set of workers are known from those that are reached, where no registry has them.
             known = self._take([*announced, *(address for one in known.values() for address in one.neighbours)])
         return list(_each_once(known, sights))
 

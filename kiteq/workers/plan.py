@@ -53,9 +53,10 @@ def check_left_over(settings: Settings) -> None:
 def known_to_clients(settings: Settings, address: str) -> str:
     """Return the address by which clients are told of a worker: ":PORT" is the host they have connected to.
 
-    address: HOST:PORT it listens on.
+    address: HOST:PORT it listens on. With a registry it is for who names a worker, as commands on its machine do: the
+    others find the advertised address there.
     """
-    if settings.advertise is not None:
+    if settings.advertise is not None and settings.zkhost is None:
         return settings.advertise
     host, port = split_address(address)
     return f":{port}" if host in WILDCARDS else address

@@ -43,7 +43,6 @@ class Supervisor:
 
     def __init__(self, settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
         self.members = [Member(number, one) for number, one in enumerate(settings_of(settings))]
-        self._shares = settings.zkhost is None
         self._patience = settings.drain_timeout + DRAIN_MARGIN_SECONDS
         self._ready = ready
         self._complete = False
@@ -160,10 +159,7 @@ class Supervisor:
             self._tell_neighbours(member)
 
     def _tell_neighbours(self, member: Member) -> None:
-        if self._shares:
-            member.post(
-                "neighbours", [known_to_clients(one.settings, one.address) for one in self.members if one.address]
-            )
+        member.post("neighbours", [known_to_clients(one.settings, one.address) for one in self.members if one.address])
 
     def _learn(self, member: Member, nodes: tuple[tuple[str, str, tuple[tuple[object, ...], ...]], ...]) -> None:
         changed: list[Key] = []

@@ -59,6 +59,11 @@ def test_clients_are_told_an_address_they_can_use(bind: str, advertise: str | No
     assert known_to_clients(Settings(bind=bind, advertise=advertise), bind) == told
 
 
+def test_with_a_registry_who_names_a_worker_is_told_of_the_others_beside_it() -> None:
+    settings = Settings(bind="0.0.0.0:100", advertise="h:7", zkhost="zk://z:2181")
+    assert known_to_clients(settings, settings.bind) == ":100"
+
+
 def test_messages_of_workers_that_do_not_run_are_not_left_behind(tmp_path: Path) -> None:
     database = f"lmdb://{tmp_path}/s"
     check_left_over(Settings(db=database))

@@ -12,8 +12,9 @@ from kazoo.client import KazooClient
 from kiteq.binding.bindings import fanout
 from kiteq.registry.layout import decode_server
 from kiteq.remoting import packets
+from tests.cli.running import kiteq
 from tests.support.zookeeper import ZooKeeperProcess
-from tests.workers.parts import WorkerSet, connect, running, until
+from tests.workers.parts import WorkerSet, all_gone, connect, running, until
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +38,7 @@ async def test_each_worker_is_announced_and_shares_its_bindings(tmp_path: Path) 
             assert f"where clients find these brokers as {' and '.join(workers.addresses)}\n" in workers.log()
 
             client = await connect(workers.address_of(0), "g", fanout("trade"))
-            await client.ask(packets.Ping, packets.Pong)
-            assert not [one for one in client.received if isinstance(one, packets.Brokers)]
+            assert (await client.wait(packets.Brokers)).addresses == workers.addresses
             other = await connect(workers.address_of(1), "producers")
             with trio.fail_after(30):
                 while not await other.admin("group.list"):  # noqa: ASYNC110 of another process
@@ -50,3 +50,18 @@ async def test_each_worker_is_announced_and_shares_its_bindings(tmp_path: Path) 
         assert announced(hand, folder) == {}
         hand.stop()
         hand.close()
+
+
+async def test_a_command_that_names_one_worker_is_about_all(tmp_path: Path) -> None:
+    with ZooKeeperProcess() as zookeeper:
+        async with running(WorkerSet(tmp_path, 2, "--zkhost", zookeeper.address)) as workers:
+            there = ("--broker", workers.address_of(1))
+            listed = await trio.to_thread.run_sync(kiteq, tmp_path, "broker", "list", *there)
+            assert all(address in listed.stdout for address in workers.addresses)
+            # The set can be started again at once: nobody has the ports or the folders any more.
+            pids = workers.pids()
+            drained = await trio.to_thread.run_sync(kiteq, tmp_path, "broker", "drain", "--wait", *there)
+            assert (drained.returncode, drained.stderr) == (0, "")
+            assert drained.stdout.startswith("draining the workers ")
+            assert all(address in drained.stdout for address in workers.addresses)
+            assert all_gone(pids)
