@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import typer
 
 from kiteq import config
+from kiteq.cli.failing import STATUS_USAGE, CommandFailed
 from kiteq.errors import ConfigError
 
 __all__ = ["Broker", "Json", "Yes", "given", "resolve", "with_server_flags"]
+
+
+def _is_named(context: typer.Context, broker: str) -> str:
+    # typer takes an empty variable for none, and the command would go to the broker of this machine.
+    source = context.get_parameter_source("broker")
+    if os.environ.get("KITEQ_BROKER") == "" and source is not None and source.name == "DEFAULT":
+        raise CommandFailed("KITEQ_BROKER is empty; it must name a broker, like 127.0.0.1:13800", STATUS_USAGE)
+    return broker
+
 
 Broker = Annotated[
     str,
@@ -19,6 +30,7 @@ Broker = Annotated[
         "--broker",
         metavar="BROKERS",
         envvar="KITEQ_BROKER",
+        callback=_is_named,
         help="HOST:PORT; or several brokers: kiteq://HOST:PORT,HOST:PORT or zk://HOST:2181 (KITEQ_ZK_AUTH).",
     ),
 ]

@@ -98,6 +98,13 @@ def test_config_show_gives_each_value_and_its_source(tmp_path: Path) -> None:
     assert as_json["ack_deadline"] == {"value": 120.0, "source": "--ack-deadline"}
 
 
+def test_an_empty_variable_names_no_broker(tmp_path: Path) -> None:
+    sentence = refused(tmp_path, "group", "drop", "members", "--yes", status=2, KITEQ_BROKER="")
+    assert sentence == "KITEQ_BROKER is empty; it must name a broker, like 127.0.0.1:13800"
+    there = refused(tmp_path, "stat", "--broker", "127.0.0.1:1", status=1, KITEQ_BROKER="")
+    assert there.startswith("no broker answers at 127.0.0.1:1")
+
+
 def test_the_pipeline_is_printed_in_order(tmp_path: Path) -> None:
     words = [line.split()[0] for line in kiteq(tmp_path, "pipeline").stdout.splitlines() if not line.startswith(" ")]
     assert words[0] == "authenticate"

@@ -44,6 +44,31 @@ def test_a_message_nobody_is_bound_to_is_kept_and_the_receipt_says_so(broker: Br
     assert run(broker, "send", "trade", "pay", "--fly").endswith("trade pay; the message is gone\n")
 
 
+def test_a_body_with_characters_that_the_terminal_lacks_is_printed(broker: BrokerProcess) -> None:
+    words = [sys.executable, "-m", "kiteq", "listen", "trade", "--count", "1"]
+    with subprocess.Popen(
+        words, env=environment(KITEQ_BROKER=broker.address, PYTHONIOENCODING="ascii"), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as listener:  # fmt: skip
+        assert listener.stdout is not None
+        assert listener.stdout.readline().startswith("listening to ")
+        run(broker, "send", "trade", "pay", "größe")
+        printed, complaints = listener.communicate(timeout=10)
+    assert printed.rstrip().endswith(": gr\\xf6\\xdfe")
+    assert (listener.returncode, complaints) == (0, "")
+
+
+def test_a_listener_whose_reader_goes_ends_quietly(broker: BrokerProcess) -> None:
+    with listening(broker, "trade") as listener:
+        assert listener.stdout is not None
+        listener.stdout.close()
+        run(broker, "send", "trade", "pay", "nobody reads this")
+        listener.wait(10)
+        assert listener.stderr is not None
+        assert (listener.returncode, listener.stderr.read()) == (1, "")
+        listener.stdout = None  # for `communicate`
+
+
 def test_a_body_is_read_from_standard_input_byte_by_byte(broker: BrokerProcess) -> None:
     with listening(broker, "trade", "--regex", "p.*", "--json", "--count", "1") as listener:
         subprocess.run(
