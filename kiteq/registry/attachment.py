@@ -94,7 +94,7 @@ class Attachment(Generic[View]):
         assert self._keeper is not None
         return self._keeper.state()
 
-    def ask(self, apply: Callable[[], None], finished: Callable[[], bool] = lambda: True) -> Request:
+    def ask(self, apply: Callable[[], None], finished: Callable[[], bool]) -> Request:
         """Have something done, and come back at once; `wait_done` waits for it."""
         assert self._keeper is not None
         request = Request(apply, finished)

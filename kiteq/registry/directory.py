@@ -25,9 +25,8 @@ TIMEOUT_SECONDS: Final = 5.0
 class Directory:
     """The brokers of some topics; `open_directory` makes one."""
 
-    def __init__(self, attachment: Attachment[ServerMap], servers: Servers) -> None:
+    def __init__(self, attachment: Attachment[ServerMap]) -> None:
         self._attachment = attachment
-        self._servers = servers
 
     @property
     def state(self) -> RegistryState:
@@ -40,14 +39,6 @@ class Directory:
         During an outage these are the last ones known.
         """
         return None if self._attachment.view is None else servers_of(self._attachment.view, topic)
-
-    async def watch(self, topics: Collection[str] | None, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Know the brokers of these topics from now on instead of others, None for all.
-
-        Raises `RegistryUnavailable` when they cannot be read now; they are when the registry is back.
-        """
-        request = self._attachment.ask(lambda: self._servers.want(topics))
-        await self._attachment.wait_done(request, timeout)
 
     async def wait_changed(self) -> ServerMap:
         """Wait until other brokers are known than were returned here last; return them by topic and address."""
@@ -76,4 +67,4 @@ async def open_directory(
     attachment: Attachment[ServerMap] = Attachment()
     keeper = Keeper(session, (servers,), servers.snapshot, log, attachment.tell)
     async with attachment.running(keeper, bell, timeout):
-        yield Directory(attachment, servers)
+        yield Directory(attachment)

@@ -68,6 +68,24 @@ def test_draining_ends_the_broker_and_waits_until_the_store_is_free(broker: Brok
     assert broker.log().count("draining: an administrator asked for it") == 1
 
 
+SLOW_END = """
+import atexit, time
+from kiteq.pipe.events import Routed
+atexit.register(time.sleep, 1)
+class Handler:
+    accepts, emits, before = (Routed,), (Routed,), "persist"
+    def __init__(self, core): ...
+    def handle(self, event): return (event,)
+"""
+
+
+def test_draining_waits_for_the_end_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "slow_end.py").write_text(SLOW_END)
+    with BrokerProcess(tmp_path, "--handlers", "slow_end:Handler", database="memory://") as broker:
+        run(broker, "broker", "drain", "--wait")
+        assert not broker.is_running
+
+
 def test_draining_waits_for_clients_and_is_answered_at_once(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path, "--drain-timeout=60s", database="memory://") as broker:
 

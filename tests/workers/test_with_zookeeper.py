@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
 from kazoo.client import KazooClient
+from kazoo.exceptions import NoNodeError
 
 from kiteq.binding.bindings import fanout
 from kiteq.registry.layout import decode_server
@@ -24,7 +26,11 @@ def announced(hand: KazooClient, folder: str) -> dict[str, tuple[int, ...]]:
     path = f"/{folder}/kiteq/server/*"
     if hand.exists(path) is None:
         return {}
-    return {name: decode_server(hand.get(f"{path}/{name}")[0]).partitions for name in hand.get_children(path)}
+    found: dict[str, tuple[int, ...]] = {}
+    for name in hand.get_children(path):
+        with suppress(NoNodeError):  # it has gone meanwhile
+            found[name] = decode_server(hand.get(f"{path}/{name}")[0]).partitions
+    return found
 
 
 async def test_each_worker_is_announced_and_shares_its_bindings(tmp_path: Path) -> None:
