@@ -19,6 +19,9 @@ from kiteq.registry_address import Credentials, parse_registry_url
 
 __all__ = ["Directory", "open_directory"]
 
+FULL_SECONDS: Final = 300.0
+"""Clients are many: each reading every announcement twice a minute would be most of what ZooKeeper does."""
+
 TIMEOUT_SECONDS: Final = 5.0
 
 
@@ -65,6 +68,6 @@ async def open_directory(
     servers = Servers(session, log)
     servers.want(topics)
     attachment: Attachment[ServerMap] = Attachment()
-    keeper = Keeper(session, (servers,), servers.snapshot, log, attachment.tell)
+    keeper = Keeper(session, (servers,), servers.snapshot, log, attachment.tell, FULL_SECONDS)
     async with attachment.running(keeper, bell, timeout):
         yield Directory(attachment)

@@ -80,7 +80,8 @@ class Report(Generic[View]):
 class Keeper(Generic[View]):
     """Keeps parts in the registry. view: makes what is told of them.
 
-    tell: called in the keeper's thread after each turn; it must not block.
+    tell: called in the keeper's thread after each turn; it must not block. full_seconds: how often
+    everything is read again.
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class Keeper(Generic[View]):
         view: Callable[[], View],
         log: Log,
         tell: Callable[[Report[View]], None],
+        full_seconds: float = FULL_SECONDS,
     ) -> None:
         self._session = session
         self._parts = parts
         self._view = view
         self._log = log
         self._tell = tell
+        self._full_seconds = full_seconds
         self._asked: deque[Request] = deque()
         self._open: list[Request] = []
         self._taken = 0
@@ -184,7 +187,7 @@ class Keeper(Generic[View]):
         if full:
             self._connections_read = connections
             now = time.monotonic()
-            self._full_at = now + max(FULL_SECONDS, (now - started) / FULL_SHARE)
+            self._full_at = now + max(self._full_seconds, (now - started) / FULL_SHARE)
 
     def _done(self, problem: RegistryError | None) -> tuple[Request, ...]:
         done: list[Request] = []

@@ -77,6 +77,18 @@ def test_the_bell_rings_at_the_end_of_the_session_if_that_comes_first() -> None:
     assert keeper._turn() == 0.25 + OVER_MARGIN_SECONDS
 
 
+def test_everything_is_read_again_as_often_as_was_said() -> None:
+    part = Told(False)
+    reports: list[Report[str]] = []
+    keeper = Keeper(
+        cast("ZooKeeperSession", StillSession()), (part,), lambda: "view", ListLog(), reports.append, full_seconds=1e6
+    )
+    left = keeper._turn()
+    keeper._turn()
+    assert 1e6 - 60 < left <= 1e6
+    assert part.full == [True, False]
+
+
 def test_a_defect_does_not_end_the_thread() -> None:
     keeper, reports = kept(StillSession(), Told())
     assert keeper._turn() == RETRY_SECONDS
