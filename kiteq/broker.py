@@ -31,7 +31,7 @@ from kiteq.pipe.pipeline import Pipeline, load_handlers
 from kiteq.pipe.router import Router
 from kiteq.pipe.turn import Turn
 from kiteq.recovery import run_timers
-from kiteq.remoting.session import Session
+from kiteq.remoting.session import BROKEN, CLOSED, Session
 from kiteq.store.opening import open_store
 
 if TYPE_CHECKING:
@@ -280,7 +280,9 @@ async def _serve_connection(
 
 def _forget(core: Core, peer: Peer) -> None:
     reason = peer.close_reason or "the broker is stopping"
-    if not peer.accepted or ": " in reason:
+    # A probe of a load balancer connects, says nothing and goes.
+    is_probe = not peer.group and reason.startswith((CLOSED, BROKEN))
+    if not is_probe and (not peer.accepted or ": " in reason):
         log.warning("connection ended", client=peer.name, group=peer.group, reason=reason)
     else:
         log.debug("connection ended", client=peer.name, group=peer.group, reason=reason)

@@ -30,7 +30,11 @@ from kiteq.remoting.codec import Decoder
 if TYPE_CHECKING:
     from kiteq.remoting.packets import Packet
 
-__all__ = ["Session", "SessionPeer"]
+__all__ = ["BROKEN", "CLOSED", "Session", "SessionPeer"]
+
+CLOSED: Final = "the client closed the connection"
+BROKEN: Final = "the connection broke"
+"""How the reason of a connection that the other side has ended begins."""
 
 SMALL_READ_BYTES: Final = 8 * 1024
 """After a smaller read the reader waits for its commit: what arrives meanwhile makes the next one larger."""
@@ -143,10 +147,10 @@ class Session:
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as error:
-                peer.close(f"the connection broke: {errno.errorcode.get(error.errno or 0, 'unknown')}")
+                peer.close(f"{BROKEN}: {errno.errorcode.get(error.errno or 0, 'unknown')}")
                 return
             if not chunk:
-                peer.close("the client closed the connection")
+                peer.close(CLOSED)
                 return
             if len(chunk) == size and size < READ_BYTES:
                 size *= 2

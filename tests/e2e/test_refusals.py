@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,19 @@ from tests.e2e.wire import RawClient, Refused, connect, numbered, open_raw, runn
 @pytest.fixture
 def hurried() -> MockClock:
     return MockClock(rate=1)
+
+
+@pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["closed", "reset"])
+async def test_a_probe_that_connects_and_goes_is_no_warning(server: Broker, linger: bytes | None) -> None:
+    with capture_logs() as logs:
+        with socket.create_connection(
+            (server.address.partition(":")[0], int(server.address.partition(":")[2]))
+        ) as probe:
+            if linger is not None:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        while not logs:
+            await trio.lowlevel.checkpoint()
+    assert [(one["event"], one["log_level"]) for one in logs] == [("connection ended", "debug")]
 
 
 @pytest.mark.parametrize(
