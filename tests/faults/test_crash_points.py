@@ -2,8 +2,9 @@
 
 In each case five transactions of different shapes are on their way at once (see `crashing_producer.SHAPES`), such as
 end in a commit, or such as end in a rollback. Then everything is started again, and must agree: the business
-row is there if, and only if, every message was delivered to every group. Each test is one step with all victims
-and both ends, one after the other on the same store.
+row is there if, and only if, every message was delivered to every group. Each test is one step with all victims,
+one after the other on the same store. The broker dies on the way to both ends, the others on the way to one of them,
+which alternates from step to step; the random crashes do it in all ways.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ STEPS: Final = (
 CRASHES: Final = [(victims, commit) for victims in VICTIMS for commit in (True, False)]
 
 
+def _crashes(number: int) -> list[tuple[tuple[str, ...], bool]]:
+    """Return those of the step with this number."""
+    odd = number % 2
+    return [*CRASHES[:2], CRASHES[2 + odd], CRASHES[5 - odd]]
+
+
 async def _crash(crash: Crash, step: Step, victims: tuple[str, ...], *, commit: bool) -> None:
     round_ = Round(commit, silent=step.silent, unsure=step.unsure, check_after=0.2 if step.silent else 0.3)
     await crash.spring(step.point, victims, commit if step.decided else None, round_)
@@ -95,14 +102,14 @@ async def _crash_of_recovery(crash: Crash, point: str, victims: tuple[str, ...],
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name.replace(" ", "-"))
 async def test_everything_agrees_after_a_crash(tmp_path: Path, step: Step) -> None:
     async with crashing(tmp_path) as crash:
-        for victims, commit in CRASHES:
+        for victims, commit in _crashes(STEPS.index(step)):
             await _crash(crash, step, victims, commit=commit)
 
 
 @pytest.mark.parametrize("point", RECOVERY)
 async def test_everything_agrees_after_a_crash_of_the_recovery(tmp_path: Path, point: str) -> None:
     async with crashing(tmp_path) as crash:
-        for victims, commit in CRASHES:
+        for victims, commit in _crashes(RECOVERY.index(point)):
             await _crash_of_recovery(crash, point, victims, commit=commit)
 
 

@@ -13,7 +13,8 @@ from tests.marker import defects
 from tests.marker.databases import Database
 from tests.marker.schedule import Kind, Scenarios, Violation
 
-SCENARIOS_OF_EACH_KIND = 1_000
+SCENARIOS_OF_EACH_KIND = 400
+"""Half of them are others in each run."""
 SWALLOWING = 200
 DEFECT_SCENARIOS_MAX = 2_000
 
@@ -31,7 +32,7 @@ def test_the_business_row_is_there_exactly_if_the_message_is_committed(database:
         scenarios.run(list(Kind) * (SCENARIOS_OF_EACH_KIND // 2))
     assert scenarios.done == dict.fromkeys(Kind, SCENARIOS_OF_EACH_KIND // 2)
     answers = scenarios.broker.answers
-    assert min(answers[decision] for decision in (Decision.COMMIT, Decision.ROLLBACK, Decision.RUNNING)) > 100
+    assert min(answers[decision] for decision in (Decision.COMMIT, Decision.ROLLBACK, Decision.RUNNING)) > 40
 
 
 @pytest.mark.slow
