@@ -11,7 +11,7 @@ import trio
 from kiteq.binding.bindings import Binding, direct
 from tests.e2e.wire import RawClient, connect, numbered
 from tests.registry.parts import until
-from tests.registry.test_rules import KEY, Shelf, applied, bound, joined
+from tests.registry.shelf import KEY, Shelf, applied, bound, joined
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,14 @@ class Gate(Shelf):
             self.reached.set()
             await self.go_on.wait()
         await super().merge_bindings(group, topic, bindings, timeout=timeout)
+
+    async def hold_up(self) -> None:
+        """Be reached again, without what was asked for meanwhile, and wait until the first group is told of."""
+        self.forget_asked()
+        self.is_closed = True
+        self.come_back()
+        self.tell()
+        await self.reached.wait()
 
 
 async def owed_one(broker_client: RawClient) -> bool:
@@ -99,11 +107,7 @@ async def test_what_is_bound_again_while_its_removal_is_told_stays_bound(tmp_pat
         shelf.away = True
         await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
         await connect(broker, "first", direct("t", "x"))
-        shelf.forget_asked()
-        shelf.is_closed = True
-        shelf.come_back()
-        shelf.tell()
-        await shelf.reached.wait()
+        await shelf.hold_up()
         await connect(broker, "g", direct("t", "a"))
         assert bound(broker) == {"a"}
         shelf.go_on.set()
@@ -120,11 +124,7 @@ async def test_what_is_removed_while_it_is_told_stays_removed(tmp_path: Path) ->
         shelf.away = True
         await connect(broker, "first", direct("t", "x"))
         await connect(broker, "g", direct("t", "a"))
-        shelf.forget_asked()
-        shelf.is_closed = True
-        shelf.come_back()
-        shelf.tell()
-        await shelf.reached.wait()
+        await shelf.hold_up()
         await client.admin("group.unsubscribe", group="g", topic="t", kind="direct", pattern="a")
         shelf.go_on.set()
         await applied(broker, shelf)
